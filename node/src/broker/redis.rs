@@ -55,6 +55,7 @@ use crate::redis::Keys;
 use crate::redis::Server;
 use crate::redis::Slot;
 
+mod acknowledged;
 mod cluster;
 mod drop_counters;
 mod health;

@@ -17,7 +17,9 @@ use crate::broker::history::testing::everything;
 use crate::config;
 use crate::config::Config;
 use crate::protocol::Position;
+use crate::redis::testing;
 use crate::redis::testing::DEADLINE;
+use crate::redis::testing::RedisCluster;
 use crate::redis::testing::RedisServer;
 use crate::redis::testing::free_port;
 
@@ -129,34 +131,67 @@ fn set_up(config: &config::Broker) -> Setup {
     }
 }
 
-/// A Redis that a Sentinel watches.
+/// Whether all servers are started that such a deployment has (`make e2e-redis`), or only as many as are needed.
+fn is_whole() -> bool {
+    std::env::var_os("CAUSEWAY_REDIS_WHOLE").is_some()
+}
+
+/// A Redis that Sentinels watch.
 struct Watched {
-    sentinel: RedisServer,
-    _redis: RedisServer,
-    port: u16,
+    sentinels: Vec<RedisServer>,
+    /// The primary, and its replicas.
+    servers: Vec<RedisServer>,
+    ports: Vec<u16>,
 }
 
 impl Watched {
     async fn start() -> Self {
-        let (mut redis, mut sentinel) = (RedisServer::absent(), RedisServer::absent());
-        let (primary, port) = (free_port(), free_port());
-        redis.launch(&["--port", &primary.to_string()]).await;
-        sentinel.launch_sentinel(port, primary).await;
-        Self {
-            sentinel,
-            _redis: redis,
-            port,
+        let (replicas, sentinels) = if is_whole() { (2, 3) } else { (0, 1) };
+        let mut watched = Self {
+            sentinels: Vec::new(),
+            servers: Vec::new(),
+            ports: Vec::new(),
+        };
+        let primary = free_port().to_string();
+        for number in 0..=replicas {
+            let mut server = RedisServer::absent();
+            if number == 0 {
+                server.launch(&["--port", &primary]).await;
+            } else {
+                let port = free_port().to_string();
+                server.launch(&["--port", &port]).await;
+                server.cli(&["REPLICAOF", "127.0.0.1", &primary]);
+                testing::until(|| server.is_in_sync()).await;
+            }
+            watched.servers.push(server);
         }
+        for _ in 0..sentinels {
+            let (mut sentinel, port) = (RedisServer::absent(), free_port());
+            let (primary, quorum) = (primary.parse().unwrap(), sentinels / 2 + 1);
+            sentinel.launch_sentinel(port, primary, quorum).await;
+            watched.sentinels.push(sentinel);
+            watched.ports.push(port);
+        }
+        watched
     }
 
     fn settings(&self) -> config::Broker {
-        assert!(self.sentinel.cli(&["PING"]).contains("PONG"));
+        for sentinel in self.servers.iter().chain(&self.sentinels) {
+            assert!(sentinel.cli(&["PING"]).contains("PONG"));
+        }
         let text = format!(
-            "broker: {{kind: redis, sentinel: {{master: main, servers: [\"127.0.0.1:{}\"]}}}}",
-            self.port
+            "broker: {{kind: redis, sentinel: {{master: main, servers: [{}]}}}}",
+            testing::addresses(&self.ports)
         );
         Config::parse("test", &text).unwrap().broker
     }
+}
+
+/// Settings of a broker on `cluster`.
+fn settings_of(cluster: &RedisCluster) -> config::Broker {
+    let servers = cluster.addresses();
+    let text = format!("broker: {{kind: redis, cluster: {{servers: [{servers}]}}}}");
+    Config::parse("test", &text).unwrap().broker
 }
 
 impl Setup {
@@ -259,7 +294,7 @@ fn name(channel: &str) -> ChannelName {
     ChannelName::new(channel).unwrap()
 }
 
-/// One test for each broker, and one for a Redis that a Sentinel names, in modules of their own.
+/// One test for each broker, one for a Redis that Sentinels name and one for a Redis Cluster, in modules of their own.
 macro_rules! same_on_all {
     ($($case:ident),* $(,)?) => {
         mod on_memory {
@@ -279,6 +314,14 @@ macro_rules! same_on_all {
             $(#[tokio::test] async fn $case() {
                 let watched = super::Watched::start().await;
                 let setup = super::set_up(&watched.settings());
+                setup.until_ready().await;
+                super::$case(setup).await;
+            })*
+        }
+        mod on_cluster {
+            $(#[tokio::test] async fn $case() {
+                let cluster = super::RedisCluster::start(usize::from(super::is_whole())).await;
+                let setup = super::set_up(&super::settings_of(&cluster));
                 setup.until_ready().await;
                 super::$case(setup).await;
             })*

@@ -5,7 +5,7 @@
 //! │ │      │                  └ when it was published, in UNIX milliseconds
 //! │ │      └ epoch, empty if the event is not stored
 //! │ └ offset, 0 if the event is not stored
-//! └ what it is: p(ublication), j(oin), l(eave)
+//! └ what it is: p(ublication), j(oin), l(eave), r(estarted)
 //! ```
 //! (without the spaces). In a Redis Cluster there are marks of handoffs too: `m` and what [`mark`] was given. The head is text, so that Redis can write it: only the script that stores a
 //! publication knows its offset. From the time on it is the entry's [`body()`], which is what a stream
@@ -38,7 +38,7 @@ const EPOCH_BYTES_MAX: usize = 32;
 pub(crate) struct Envelope {
     /// Missing if the event is not stored.
     pub(crate) position: Option<Position>,
-    /// In UNIX milliseconds, by the publisher's clock.
+    /// In UNIX milliseconds, by the publisher's clock; 0 if nothing was published.
     pub(crate) published_at: u64,
     pub(crate) event: ChannelEvent,
 }
@@ -49,6 +49,8 @@ pub(crate) enum ChannelEvent {
     Publication(Publication),
     Join(ClientInfo),
     Leave(ClientInfo),
+    /// The stream has a new epoch, although nothing was published.
+    Restarted,
 }
 
 /// Bytes that no node can have sent.
@@ -79,6 +81,8 @@ pub(crate) fn unstored(event: &ChannelEvent, published_at: SystemTime) -> Bytes 
             bytes.put_slice(b"l0::");
             append_body(&mut bytes, info, published_at);
         }
+        // A script of Redis does the same.
+        ChannelEvent::Restarted => bytes.put_slice(b"r0::"),
     }
     bytes.freeze()
 }
@@ -147,6 +151,7 @@ pub(crate) fn decode(mut bytes: Bytes) -> Result<Envelope, BadEnvelope> {
             let (published_at, info) = split_body(bytes)?;
             (published_at, ChannelEvent::Leave(info))
         }
+        (b"r", None) if bytes.is_empty() => (0, ChannelEvent::Restarted),
         _ => return Err(BadEnvelope("unknown kind")),
     };
     Ok(Envelope {

@@ -190,6 +190,14 @@ impl Connector {
         self.0.options.response_timeout
     }
 
+    /// Whether the failovers that make servers the primary are counted.
+    pub(crate) fn counts_failovers(&self) -> bool {
+        match &self.0.target {
+            Target::At(_) => false,
+            Target::Primary(primary) => primary.is_named_by_sentinels(),
+        }
+    }
+
     /// The number of the failover that made the server the primary, of which each has a higher one than all before it; 0 if
     /// nothing counts them, or there is no primary.
     pub(crate) fn failover(&self) -> u64 {

@@ -126,6 +126,11 @@ impl CurrentPrimary {
         self.is_reached.store(true, Ordering::Relaxed);
     }
 
+    /// Whether Sentinels name it, which count failovers from 0 on.
+    pub(super) fn is_named_by_sentinels(&self) -> bool {
+        self.named_by == NamedBy::Sentinels
+    }
+
     /// Whether a cluster names its address, at which nothing has been reached yet.
     pub(super) fn is_only_announced(&self) -> bool {
         self.named_by == NamedBy::Cluster && !self.is_reached.load(Ordering::Relaxed)

@@ -74,11 +74,12 @@ impl RedisServer {
         self.spawn(command.args(arguments)).await;
     }
 
-    /// Starts a Sentinel on `port` that watches the primary `main` on port `primary`, alone.
-    pub(crate) async fn launch_sentinel(&mut self, port: u16, primary: u16) {
+    /// Starts a Sentinel on `port` that watches the primary `main` on port `primary`. `quorum`: so many have to agree on
+    /// a failover.
+    pub(crate) async fn launch_sentinel(&mut self, port: u16, primary: u16, quorum: usize) {
         let file = self.directory.join("sentinel.conf");
         let text = format!(
-            "bind 127.0.0.1\nport {port}\nsentinel monitor main 127.0.0.1 {primary} 1\n\
+            "bind 127.0.0.1\nport {port}\nsentinel monitor main 127.0.0.1 {primary} {quorum}\n\
              sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 4000\n"
         );
         fs::write(&file, text).unwrap();
@@ -104,6 +105,12 @@ impl RedisServer {
         time::timeout(DEADLINE, replies)
             .await
             .expect("redis-server does not respond");
+    }
+
+    /// Whether it is a replica that has all that its primary has.
+    pub(crate) fn is_in_sync(&self) -> bool {
+        let about = self.cli(&["INFO", "replication"]);
+        about.contains("master_link_status:up")
     }
 
     /// Ends the server as a crash would.
@@ -147,6 +154,95 @@ impl RedisServer {
             .expect("these tests need redis-cli on PATH (apt install redis-tools)");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
+}
+
+/// A Redis Cluster of three primaries.
+pub(crate) struct RedisCluster {
+    /// The primaries, and behind them their replicas.
+    servers: Vec<RedisServer>,
+    ports: Vec<u16>,
+}
+
+impl RedisCluster {
+    const PRIMARIES: usize = 3;
+
+    /// Starts it, with so many replicas of each primary, and waits until all servers agree and the replicas are in sync.
+    pub(crate) async fn start(replicas: usize) -> Self {
+        let mut cluster = Self {
+            servers: Vec::new(),
+            ports: Vec::new(),
+        };
+        for _ in 0..Self::PRIMARIES * (1 + replicas) {
+            let (mut server, port) = (RedisServer::absent(), free_port_with_bus());
+            let port_text = port.to_string();
+            let own = ["--port", &port_text, "--bind", "127.0.0.1"];
+            let shared = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+            server.launch(&[own, shared].concat()).await;
+            cluster.servers.push(server);
+            cluster.ports.push(port);
+        }
+        let (primaries, replicas) = cluster.servers.split_at(Self::PRIMARIES);
+        for (number, primary) in primaries.iter().enumerate() {
+            let of = |number: usize| number * super::SLOTS / Self::PRIMARIES;
+            let (first, last) = (of(number).to_string(), (of(number + 1) - 1).to_string());
+            primary.cli(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
+            // Different, so that no two servers have to settle that first.
+            let epoch = (number + 1).to_string();
+            primary.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch]);
+        }
+        let first = cluster.ports[0].to_string();
+        for server in &cluster.servers[1..] {
+            server.cli(&["CLUSTER", "MEET", "127.0.0.1", &first]);
+        }
+        for (number, replica) in replicas.iter().enumerate() {
+            let primary = primaries[number % Self::PRIMARIES].cli(&["CLUSTER", "MYID"]);
+            let replicate = ["CLUSTER", "REPLICATE", primary.trim()];
+            until(|| replica.cli(&replicate).contains("OK")).await;
+        }
+        let count = format!("cluster_known_nodes:{}\r\n", cluster.servers.len());
+        for server in &cluster.servers {
+            until(|| {
+                let about = server.cli(&["CLUSTER", "INFO"]);
+                about.contains("cluster_state:ok") && about.contains(&count)
+            })
+            .await;
+        }
+        for replica in replicas {
+            until(|| replica.is_in_sync()).await;
+        }
+        cluster
+    }
+
+    /// What goes into `broker.cluster.servers`.
+    pub(crate) fn addresses(&self) -> String {
+        addresses(&self.ports)
+    }
+}
+
+/// Ports of this machine, as a list of the configuration.
+pub(crate) fn addresses(ports: &[u16]) -> String {
+    let addresses = ports.iter().map(|port| format!("\"127.0.0.1:{port}\""));
+    addresses.collect::<Vec<_>>().join(", ")
+}
+
+/// Waits until `condition` is met.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let poll = async {
+        while !condition() {
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    time::timeout(DEADLINE, poll).await.expect("in time");
+}
+
+/// Such a port of loopback behind which the one of the cluster bus, 10,000 higher, was free too.
+fn free_port_with_bus() -> u16 {
+    let is_free = |port: &u16| {
+        let bus = port.checked_add(10_000);
+        bus.is_some_and(|bus| std::net::TcpListener::bind(("127.0.0.1", bus)).is_ok())
+    };
+    let mut ports = std::iter::repeat_with(free_port);
+    ports.find(is_free).expect("it goes on without end")
 }
 
 /// A port of loopback that was free a moment ago: Redis cannot be told to let the kernel choose.

@@ -242,6 +242,13 @@ impl ChannelStream {
                 self.push_join_leave(streams, Event::Leave(Leave { info }));
                 return;
             }
+            ChannelEvent::Restarted => {
+                // The history says whether it is a later epoch than that of this stream.
+                if self.state.lock().doubt() {
+                    streams.request_read(self);
+                }
+                return;
+            }
         };
         let publication = Arc::new(self.to_store(publication));
         let mut state = self.state.lock();

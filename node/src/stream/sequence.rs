@@ -99,7 +99,7 @@ pub(super) enum Lost {
     /// The history has a new epoch.
     #[error("the history has a new epoch")]
     Restarted,
-    /// The broker has lost publications: the history's offset is lower than before.
+    /// The broker has lost publications: the history's offset is lower than before, or than that of a publication.
     #[error("the history's offset is lower than before")]
     Rewound,
     /// Missing publications are no longer in the history.
@@ -165,6 +165,11 @@ impl Sequence {
     /// Whether `since` is a position in this stream.
     pub(super) fn continues(&self, since: &Position) -> bool {
         history::is_same_stream(since, &self.position, self.origin.as_ref())
+    }
+
+    /// The highest offset that was received or read.
+    pub(super) fn offset_seen(&self) -> u64 {
+        self.offset_seen
     }
 
     /// Whether publications are missing.

@@ -25,7 +25,7 @@ const EARLY_MAX: usize = 256;
 pub(super) struct State {
     phase: Phase,
     receiving: Receiving,
-    /// How often the broker's connection was lost.
+    /// How often the broker's connection was lost, or the history changed while it was read for the first time.
     interruptions: u64,
     read: ReadState,
     /// How many reads have begun, and the number of the last one that was applied.
@@ -87,6 +87,8 @@ pub(super) enum Received {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     pub(super) since: Position,
+    /// The highest offset that was received before it.
+    offset_seen: u64,
     number: u64,
     interruptions: u64,
     was_unverified: bool,
@@ -231,6 +233,21 @@ impl State {
         }
     }
 
+    /// Notes that the stream may have a new epoch. Returns true if a read is wanted.
+    pub(super) fn doubt(&mut self) -> bool {
+        match self.phase {
+            Phase::Following(_) => {
+                self.request_read();
+                self.wants_read()
+            }
+            Phase::Opening(_) => {
+                self.interruptions += 1; // What was read may be older.
+                false
+            }
+            Phase::Unstored | Phase::Ended => false,
+        }
+    }
+
     /// Begins the read that is wanted, if any.
     pub(super) fn begin_read(&mut self) -> Option<Reading> {
         let Phase::Following(sequence) = &self.phase else {
@@ -244,6 +261,7 @@ impl State {
         Some(Reading {
             number: self.reads_begun,
             since: sequence.position().clone(),
+            offset_seen: sequence.offset_seen(),
             interruptions: self.interruptions,
             was_unverified: self.receiving == Receiving::Unverified,
         })
@@ -268,7 +286,12 @@ impl State {
         let Phase::Following(sequence) = &mut self.phase else {
             return Ok(Vec::new());
         };
+        let is_behind = read.position.offset < reading.offset_seen;
         let found = sequence.absorb(read, now)?;
+        if is_behind && found.is_empty() && sequence.has_gap() {
+            // It lacks what was published before: further reads would find no more.
+            return Err(Lost::Rewound);
+        }
         self.reads_done = reading.number;
         let again = self.read == ReadState::UnderWay { again: true };
         self.read = if again || sequence.has_gap() {

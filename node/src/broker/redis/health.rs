@@ -36,6 +36,8 @@ pub(super) struct Health {
     subscriber: Result<(), String>,
     queues: Vec<QueueHealth>,
     primary_check: PrimaryCheck,
+    /// A queue that has lost its connection while its probes were missing: the subscriber's connection may be dead too.
+    suspected_by: Option<usize>,
     since: Instant,
 }
 
@@ -52,10 +54,39 @@ struct QueueHealth {
     in_flight: Option<(u64, Instant)>,
     due: Instant,
     misses: u32,
+    /// The misses with which the queue's connection was lost. They count for the next one, since they may be the
+    /// subscriber's.
+    carried_misses: u32,
     /// Since when no probe was received, set at the first of these misses.
     silent_since: Instant,
     /// When a probe was last received.
     seen_at: Option<Instant>,
+}
+
+/// Why a publish queue has no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lost {
+    reason: String,
+    /// Whether a reply was missing, so that the subscriber's connection may be dead too.
+    is_silent: bool,
+}
+
+impl Lost {
+    /// It failed without a reply to what was sent.
+    pub(super) fn silent(reason: String) -> Self {
+        Self {
+            reason,
+            is_silent: true,
+        }
+    }
+
+    /// Redis has replied, or it was closed on purpose.
+    pub(super) fn closed(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            is_silent: false,
+        }
+    }
 }
 
 /// An action to take now.
@@ -88,6 +119,7 @@ impl Health {
             in_flight: None,
             due: now,
             misses: 0,
+            carried_misses: 0,
             silent_since: now,
             seen_at: None,
         };
@@ -96,6 +128,7 @@ impl Health {
             subscriber: Err("not connected to redis yet".to_owned()),
             queues: (0..queues).map(queue).collect(),
             primary_check: PrimaryCheck::default(),
+            suspected_by: None,
             since: now,
         }
     }
@@ -106,8 +139,10 @@ impl Health {
         self.subscriber = state;
         if was_up != self.subscriber.is_ok() {
             self.primary_check.reset();
+            self.suspected_by = None;
         }
         for queue in &mut self.queues {
+            queue.carried_misses = 0;
             queue.turn(
                 was_up && queue.connection.is_ok(),
                 self.subscriber.is_ok(),
@@ -117,13 +152,35 @@ impl Health {
     }
 
     /// Sets the state of a publish queue's connection.
-    pub(super) fn queue(&mut self, index: usize, state: Result<(), String>, now: Instant) {
+    pub(super) fn queue(&mut self, index: usize, state: Result<(), Lost>, now: Instant) {
+        let last_seen_at = self.last_seen_at();
         let Some(queue) = self.queues.get_mut(index) else {
             return;
         };
         let was_up = queue.connection.is_ok() && self.subscriber.is_ok();
-        queue.connection = state;
+        if was_up && let Err(lost) = &state {
+            // Both connections may be dead, and this one has shown it first.
+            queue.carried_misses = u32::from(lost.is_silent && queue.in_flight.is_some());
+            if queue.misses == 0
+                && let Some((_, sent_at)) = queue.in_flight
+            {
+                queue.silent_since = queue.silent_from(sent_at);
+            }
+            let are_all_silent = last_seen_at.is_none_or(|at| at <= queue.silent_since);
+            if lost.is_silent && 0 < queue.misses && are_all_silent {
+                self.suspected_by = Some(index);
+            }
+        }
+        queue.connection = state.map_err(|lost| lost.reason);
         queue.turn(was_up, self.subscriber.is_ok(), now);
+        if queue.connection.is_ok() && !was_up {
+            queue.misses = queue.carried_misses;
+        }
+    }
+
+    /// When a probe of any queue was received last.
+    fn last_seen_at(&self) -> Option<Instant> {
+        self.queues.iter().filter_map(|queue| queue.seen_at).max()
     }
 
     /// A probe was received. Returns its round-trip time, if it is the expected one.
@@ -164,7 +221,11 @@ impl Health {
         if self.subscriber.is_err() {
             return tasks;
         }
-        let last_seen_at = self.queues.iter().filter_map(|queue| queue.seen_at).max();
+        if let Some(queue) = self.suspected_by.take() {
+            let ends = Ends::All;
+            tasks.push(Task::Reconnect { queue, ends });
+        }
+        let last_seen_at = self.last_seen_at();
         for (index, queue) in self.queues.iter_mut().enumerate() {
             if queue.connection.is_err() {
                 continue;
@@ -174,10 +235,7 @@ impl Health {
             {
                 queue.in_flight = None;
                 if queue.misses == 0 {
-                    // A previous probe may have arrived late, after this one was sent.
-                    queue.silent_since = queue
-                        .seen_at
-                        .map_or(sent_at, |seen_at| sent_at.max(seen_at));
+                    queue.silent_since = queue.silent_from(sent_at);
                 }
                 queue.misses += 1;
                 tasks.push(Task::Miss { queue: index });
@@ -242,6 +300,12 @@ impl Health {
 }
 
 impl QueueHealth {
+    /// Since when no probe was received, if the one sent at `sent_at` is missing. A previous one may have arrived late,
+    /// after this one was sent.
+    fn silent_from(&self, sent_at: Instant) -> Instant {
+        self.seen_at.map_or(sent_at, |seen_at| sent_at.max(seen_at))
+    }
+
     /// Starts over when the path has just come up or gone down.
     fn turn(&mut self, was_up: bool, is_subscribed: bool, now: Instant) {
         let is_up = is_subscribed && self.connection.is_ok();

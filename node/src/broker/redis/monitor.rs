@@ -15,6 +15,7 @@ use tracing::warn;
 use super::RedisBroker;
 use super::health::Ends;
 use super::health::Health;
+use super::health::Lost;
 use super::health::ProbeIntervals;
 use super::health::Task;
 use super::primary_check::Finding;
@@ -197,7 +198,7 @@ impl Monitor {
     }
 
     /// Sets whether a publish queue is connected.
-    pub(super) fn queue(&self, index: usize, state: Result<(), String>) {
+    pub(super) fn queue(&self, index: usize, state: Result<(), Lost>) {
         self.change(|health, now| health.queue(index, state, now));
         self.changed.notify_one();
     }

@@ -20,9 +20,12 @@ use tokio::time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use tracing::warn;
 
 use super::RedisBroker;
+use super::acknowledged::Acknowledged;
 use super::cluster::Member;
+use super::health::Lost;
 use super::outcome;
 use super::primary_check::Finding;
 use super::publish_queue::Entry;
@@ -50,6 +53,9 @@ use crate::redis::chain;
 const HOLD_MIN: Duration = Duration::from_millis(10);
 const HOLD_MAX: Duration = Duration::from_millis(160);
 
+/// Channels that are checked at once after a failover.
+const RENEWALS_MAX: usize = 512;
+
 /// The most servers with which connections are kept because of a slot that is on its way.
 const ASKED_MAX: usize = 16;
 
@@ -61,6 +67,7 @@ pub(super) async fn run(broker: Arc<RedisBroker>, index: usize, shutdown: Cancel
         queue: &broker.queues[index],
         suspect: broker.queue_suspects[index].subscribe(),
         backoff: Backoff::new(broker.config.backoff_max),
+        acknowledged: Acknowledged::default(),
         fence: Fence::default(),
         store_script: Err("not loaded yet".to_owned()),
         is_probe_script_loaded: false,
@@ -97,6 +104,8 @@ struct Publisher<'a> {
     pool: LinkPool,
     suspect: watch::Receiver<()>,
     backoff: Backoff,
+    /// Where publications may be lost with the primary of before.
+    acknowledged: Acknowledged,
     /// The last abandoned connection, until Redis has certainly closed it.
     fence: Fence,
     /// Whether Redis has [`scripts::STORE`], or why it rejects it.
@@ -125,7 +134,7 @@ enum End {
     /// It may be dead: the pool is to check it.
     Suspect(PooledLink),
     /// It has failed.
-    Broken(String),
+    Broken(Lost),
 }
 
 impl Publisher<'_> {
@@ -143,9 +152,9 @@ impl Publisher<'_> {
                     self.fence.lift(); // All commands sent over it have their replies.
                     drop(connection); // Back into the pool, which checks it at the next checkout.
                 }
-                End::Broken(reason) => {
+                End::Broken(lost) => {
                     self.broker.metrics.broker_lost(Side::Publish);
-                    self.broker.monitor.queue(self.index, Err(reason));
+                    self.broker.monitor.queue(self.index, Err(lost));
                 }
             }
         }
@@ -162,22 +171,22 @@ impl Publisher<'_> {
                 () = shutdown.cancelled() => return End::Shutdown(connection),
                 () = tenure.over() => {
                     connection.close();
-                    return End::Broken("another redis is the primary now".to_owned());
+                    return End::Broken(Lost::closed("another redis is the primary now"));
                 }
                 Ok(()) = self.suspect.changed() => return End::Suspect(connection),
                 () = changed(routes.as_mut()) => continue,
                 () = self.queue.arrival_but(&self.held.slots) => {}
                 () = until(is_held) => self.held.release(),
             }
-            if let Err(reason) = self.send(&mut connection).await {
+            if let Err(lost) = self.send(&mut connection).await {
                 connection.close();
-                return End::Broken(reason);
+                return End::Broken(lost);
             }
         }
     }
 
     /// Sends the next batch and waits for its replies.
-    async fn send(&mut self, connection: &mut PooledLink) -> Result<(), String> {
+    async fn send(&mut self, connection: &mut PooledLink) -> Result<(), Lost> {
         let batch = self.queue.take_batch(&self.held.slots);
         if batch.is_empty() {
             return Ok(());
@@ -203,7 +212,7 @@ impl Publisher<'_> {
             Err(error) => {
                 let unanswered = batch.into_iter().map(|entry| (entry, Outcome::Unanswered));
                 self.queue.settle(unanswered);
-                Err(chain(&error))
+                Err(Lost::silent(chain(&error)))
             }
         }
     }
@@ -357,7 +366,7 @@ impl Publisher<'_> {
     }
 
     /// Completes a batch by the replies of Redis. Returns whether some of it is to be sent again, here or elsewhere.
-    fn settle(&mut self, batch: Vec<Entry>, mut replies: Vec<Value>) -> Result<bool, String> {
+    fn settle(&mut self, batch: Vec<Entry>, mut replies: Vec<Value>) -> Result<bool, Lost> {
         let confirmed = replies.get(batch.len()).cloned();
         replies.truncate(batch.len());
         for (probe, reply) in batch.iter().zip(&replies) {
@@ -373,6 +382,9 @@ impl Publisher<'_> {
         let mut sorted = outcome::sort(batch, replies, is_cluster);
         if self.kind == QueueKind::Replicated {
             outcome::need_replica(&mut sorted.ended, confirmed.as_ref());
+        }
+        for (entry, outcome) in &sorted.ended {
+            self.note_acknowledged(entry, outcome);
         }
         let refusal = sorted.ended.iter().find_map(|(_, outcome)| match outcome {
             Outcome::Refused(reply) => Some(reply.clone()),
@@ -403,7 +415,19 @@ impl Publisher<'_> {
         if is_redirected {
             return Ok(true);
         }
-        Err("redis accepts no publications at the moment".to_owned())
+        Err(Lost::closed("redis accepts no publications at the moment"))
+    }
+
+    fn note_acknowledged(&mut self, entry: &Entry, outcome: &Outcome) {
+        if !self.broker.connector.counts_failovers() {
+            return;
+        }
+        let kept = { entry.storing.as_ref() }
+            .and_then(|storing| Some((&storing.store.channel, storing.store.retention?)));
+        if let (Some((channel, retention)), Outcome::Taken(_)) = (kept, outcome) {
+            let now = Instant::now().into_std();
+            self.acknowledged.note(channel, retention.meta_ttl, now);
+        }
     }
 
     /// Processes the reply to a probe.
@@ -443,7 +467,11 @@ impl Publisher<'_> {
             let probe = load(link, &scripts::PROBE).await?;
             Ok::<_, String>((store, probe))
         };
-        match prepared.await {
+        let prepared = match prepared.await {
+            Ok(prepared) => self.renew(link).await.map(|()| prepared),
+            Err(reason) => Err(reason),
+        };
+        match prepared {
             Ok((store, probe)) => {
                 self.store_script = store;
                 self.is_probe_script_loaded = probe.is_ok();
@@ -454,6 +482,43 @@ impl Publisher<'_> {
                 Err(reason)
             }
         }
+    }
+
+    /// If `link` leads to the primary of another failover than the last one: has a new epoch begin in each channel that
+    /// was used there before this queue has acknowledged a publication elsewhere.
+    async fn renew(&mut self, link: &mut Link) -> Result<(), String> {
+        let failover = link.failover();
+        let channels = self.acknowledged.before(failover);
+        let mut renewed = 0;
+        for channels in channels.chunks(RENEWALS_MAX) {
+            let mut batch = Batch::new();
+            let now = Instant::now().into_std();
+            for (channel, last) in channels {
+                let keys = &self.broker.keys;
+                scripts::renew(&mut batch, keys, channel, last, (failover, now));
+            }
+            let replies = link.send(&batch).await.map_err(|error| chain(&error))?;
+            for reply in replies {
+                match reply {
+                    Value::ServerError(error) if outcome::is_for_now(error.code()) => {
+                        return Err(error.to_string());
+                    }
+                    Value::ServerError(error) => {
+                        debug!(queue = self.index, %error, "cannot begin a new epoch");
+                    }
+                    reply => renewed += u64::from(reply == Value::Int(1)),
+                }
+            }
+        }
+        self.acknowledged.follow(failover);
+        if 0 < renewed {
+            warn!(
+                queue = self.index,
+                channels = renewed,
+                "publications were acknowledged by the previous primary after others had left it, new epochs have begun"
+            );
+        }
+        Ok(())
     }
 
     /// Publishes what is left with `connection`, about one response timeout long, and drops the rest.
@@ -570,7 +635,7 @@ async fn connect(publisher: &mut Publisher<'_>) -> PooledLink {
                     debug!(queue = publisher.index, reason, "cannot connect");
                     let reason = format!("cannot publish to redis: {reason}");
                     let monitor = &publisher.broker.monitor;
-                    monitor.queue(publisher.index, Err(reason));
+                    monitor.queue(publisher.index, Err(Lost::closed(reason)));
                 }
             }
             time::sleep(publisher.backoff.next(fastrand::f64())).await;

@@ -1,8 +1,11 @@
 //! The scripts that work on a channel's stream atomically: their commands and their replies.
 
+use std::time::Instant;
+
 use deadpool_redis::redis::ServerError;
 use deadpool_redis::redis::Value;
 
+use super::acknowledged::Last;
 use super::primary_check::ProbeReply;
 use crate::broker::Ask;
 use crate::broker::Store;
@@ -28,6 +31,12 @@ pub(super) static STORE: Script = Script::new(concat!(
 static READ: Script = Script::new(concat!(
     include_str!("scripts/position.lua"),
     include_str!("scripts/read.lua")
+));
+
+/// Begins a new epoch after a failover that this node has learnt of late.
+static RENEW: Script = Script::new(concat!(
+    include_str!("scripts/position.lua"),
+    include_str!("scripts/renew.lua")
 ));
 
 /// Publishes a probe.
@@ -84,6 +93,27 @@ pub(super) fn stored(reply: &Value) -> Result<Stored, UnexpectedReply> {
 /// Whether the reply to [`store`] says that it was published by that, and not before.
 pub(super) fn is_newly_stored(reply: &Value) -> bool {
     matches!(reply, Value::Array(parts) if parts.len() == 3)
+}
+
+/// Adds the command that begins a new epoch of the stream of `channel`, if that was used on this primary before `last`,
+/// when this node last acknowledged a publication on the one before it. `failover`: that of this primary.
+pub(super) fn renew(
+    batch: &mut Batch,
+    names: &Keys,
+    channel: &ChannelName,
+    last: &Last,
+    (failover, now): (u64, Instant),
+) {
+    let wire = ChannelName::wire(channel);
+    let age = now.saturating_duration_since(last.at);
+    batch
+        .call(&RENEW, &[names.stream(channel), names.stream_meta(channel)])
+        .arg(&*names.channel(&wire))
+        .arg(last.meta_ttl.as_millis().to_string())
+        .arg(Epoch::random().as_str())
+        .arg(failover)
+        .arg(age.as_millis().to_string())
+        .arg(names.pubsub(&wire).publish());
 }
 
 /// Adds the command that publishes a probe on `channel`.

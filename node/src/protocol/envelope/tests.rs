@@ -39,6 +39,15 @@ fn an_event_that_is_not_stored_comes_back_as_it_was() {
 }
 
 #[test]
+fn that_a_stream_has_restarted_comes_without_a_time_as_the_script_sends_it() {
+    let bytes = unstored(&ChannelEvent::Restarted, at(1234));
+    assert_eq!(&bytes[..], b"r0::");
+    let envelope = decode(bytes).unwrap();
+    assert_eq!((envelope.position, envelope.published_at), (None, 0));
+    assert_eq!(envelope.event, ChannelEvent::Restarted);
+}
+
+#[test]
 fn a_stored_publication_has_its_position_and_its_offset() {
     let position = Position {
         epoch: "abc".into(),
@@ -76,6 +85,8 @@ fn what_no_node_sends_is_refused_and_named() {
         ("hello", "a head without an end"),
         ("p0:", "a head without an end"),
         ("x0::1:", "unknown kind"),
+        ("r0::1:", "unknown kind"),
+        ("r3:abc:", "unknown kind"),
         ("j3:abc:1:", "unknown kind"),
         ("p3::1:", "half a position"),
         ("p0:abc:1:", "half a position"),

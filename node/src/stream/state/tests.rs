@@ -312,3 +312,49 @@ fn a_position_in_an_epoch_unknown_to_this_node_is_accepted_once_a_read_confirms_
         assert_eq!(joining, expected);
     }
 }
+
+#[test]
+fn a_doubt_makes_the_history_be_read_and_an_opening_stream_open_again() {
+    let mut state = opened_at(3);
+    assert!(state.begin_read().is_none());
+    assert!(state.doubt());
+    let reading = state.begin_read().unwrap();
+    assert!(!state.doubt(), "another read follows the one under way");
+    state.absorb(&reading, read(3, 3), Instant::now()).unwrap();
+    assert!(state.wants_read(), "what was read may be older");
+
+    let mut state = State::new();
+    let interruptions = state.open();
+    assert!(!state.doubt());
+    let opened = state.opened(interruptions, None, Instant::now());
+    assert_eq!(opened, Ok(false));
+    let opened = state.opened(state.open(), None, Instant::now());
+    assert_eq!(opened, Ok(true));
+    assert!(!state.doubt(), "there is no history");
+}
+
+#[test]
+fn a_history_that_lacks_a_publication_received_before_ends_the_stream_and_is_not_read_without_end()
+{
+    let mut state = opened_at(3);
+    assert_eq!(receive(&mut state, 9), Ok(Received::Gap));
+    let reading = state.begin_read().unwrap();
+    let found = state.absorb(&reading, read(3, 5), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [4, 5], "what is there is delivered");
+    let reading = state.begin_read().unwrap();
+    let lost = state.absorb(&reading, read(5, 5), Instant::now());
+    assert_eq!(lost, Err(Lost::Rewound));
+}
+
+#[test]
+fn a_publication_received_during_a_read_may_be_missing_in_it() {
+    let mut state = opened_at(3);
+    state.request_read();
+    let reading = state.begin_read().unwrap();
+    assert_eq!(receive(&mut state, 5), Ok(Received::Gap));
+    let found = state.absorb(&reading, read(3, 3), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [0_u64; 0]);
+    let reading = state.begin_read().unwrap();
+    let found = state.absorb(&reading, read(3, 5), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [4, 5]);
+}

@@ -142,21 +142,89 @@ fn a_lost_connection_ends_readiness_at_once_with_its_reason() {
     bench.seen(1, 21);
     assert_eq!(bench.health.readiness(), Ok(()));
 
-    bench.health.queue(0, Err("no way".to_owned()), now);
+    bench.health.queue(0, Err(Lost::closed("no way")), now);
     assert_eq!(bench.health.readiness(), Err("no way".to_owned()));
     assert_eq!(bench.next_ms(), None);
 }
 
 #[test]
-fn misses_of_a_connection_are_not_held_against_the_next() {
+fn a_queue_that_is_lost_after_a_miss_shows_that_the_subscriber_may_be_dead_too() {
     let mut bench = Bench::up(1);
     bench.due(0);
     assert_eq!(bench.due(1000), [MISS, probe(1)]);
     let now = bench.at(1500);
-    bench.health.queue(0, Err("lost".to_owned()), now);
+    bench
+        .health
+        .queue(0, Err(Lost::silent("lost".to_owned())), now);
+    assert_eq!(bench.due(1500), [RECONNECT]);
+    assert_eq!(bench.due(1501), []);
+    // Its misses do not count for another connection of the subscriber.
+    bench.health.subscriber(Err("stalled".to_owned()), now);
     bench.health.queue(0, Ok(()), now);
-    assert_eq!(bench.due(1500), [probe(2)]);
-    assert_eq!(bench.due(2500), [MISS, probe(3)]);
+    bench.health.subscriber(Ok(()), now);
+    assert_eq!(bench.due(1600), [probe(2)]);
+    assert_eq!(bench.due(2600), [MISS, probe(3)]);
+    assert_eq!(bench.due(3600), [MISS, RECONNECT, probe(4)]);
+}
+
+#[test]
+fn a_probe_that_was_under_way_when_its_queue_was_lost_counts_as_missed_until_another_is_received() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    bench.seen(0, 1);
+    assert_eq!(bench.due(2000), [probe(1)]);
+    let now = bench.at(2900);
+    bench
+        .health
+        .queue(0, Err(Lost::silent("lost".to_owned())), now);
+    assert_eq!(bench.due(2900), []);
+    bench.health.queue(0, Ok(()), now);
+    assert_eq!(bench.due(2900), [probe(2)]);
+    assert_eq!(bench.due(3900), [MISS, RECONNECT, probe(3)]);
+
+    bench
+        .health
+        .queue(0, Err(Lost::silent("lost again".to_owned())), bench.start);
+    bench.health.queue(0, Ok(()), bench.start);
+    bench.due(4000);
+    bench.seen(4, 4001);
+    assert_eq!(bench.due(6000), [probe(5)]);
+    assert_eq!(bench.due(7000), [MISS, probe(6)], "one is forgiven");
+}
+
+#[test]
+fn a_queue_on_which_redis_refuses_publications_suspects_nothing_else() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    for millis in (500..5000).step_by(500) {
+        let now = bench.at(millis);
+        bench
+            .health
+            .queue(0, Err(Lost::closed("it is a replica")), now);
+        bench.health.queue(0, Ok(()), now);
+        let tasks = bench.due(millis);
+        assert!(matches!(tasks[..], [Task::Probe { .. }]), "{tasks:?}");
+    }
+}
+
+#[test]
+fn a_queue_that_is_lost_alone_suspects_nothing_else() {
+    let mut bench = Bench::up(2);
+    bench.due(0);
+    let now = bench.at(500);
+    bench.health.seen(1, 0, now);
+    bench.due(1000);
+    let now = bench.at(1500);
+    bench
+        .health
+        .queue(0, Err(Lost::silent("lost".to_owned())), now);
+    let tasks = bench.due(1500);
+    assert!(
+        !tasks
+            .iter()
+            .any(|task| matches!(task, Task::Reconnect { .. })),
+        "{tasks:?}"
+    );
 }
 
 #[test]
@@ -249,7 +317,9 @@ fn what_redis_replies_to_a_probe_counts_only_for_the_connections_it_was_sent_ove
     assert_eq!(unheard(&mut bench, 0), None);
     bench.health.subscriber(Ok(()), now);
     assert_eq!(unheard(&mut bench, 0), None, "it was sent before");
-    bench.health.queue(0, Err("lost".to_owned()), now);
+    bench
+        .health
+        .queue(0, Err(Lost::silent("lost".to_owned())), now);
     bench.health.queue(0, Ok(()), now);
     assert_eq!(bench.due(10), [probe(1)]);
     assert_eq!(unheard(&mut bench, 0), None);

@@ -11,16 +11,21 @@ local function stream_of(meta, failover)
   local is_same_server = known[3] == server and tonumber(failover) <= tonumber(known[5] or '0')
   return server, exists, known[1], known[2], is_same_server, known[4] or ''
 end
+-- The time of this server, in milliseconds.
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
 -- Begins an epoch of a stream.
 local function begin(meta, epoch, server, failover, origin)
-  redis.call('HSET', meta, 'epoch', epoch, 'server', server, 'failover', failover, 'origin', origin)
+  local began = string.format('%.0f', clock())
+  redis.call('HSET', meta, 'epoch', epoch, 'server', server, 'failover', failover, 'origin', origin, 'began', began)
 end
 -- The moment at which a stream is not there, or begins: what it takes to tell later whether it is the first one
 -- since (history/unstarted.rs).
 local function unborn(server, failover, meta_ttl)
   local evicted = string.match(redis.call('INFO', 'stats'), 'evicted_keys:(%d+)') or '0'
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = clock()
   local id = string.sub(server, 1, 12)
   if failover ~= '0' then
     id = id .. '-' .. failover
