@@ -30,7 +30,15 @@
 //!
 //! Until the first mark is published the client stays at A if anything fails.
 //!
-//! Sessions over HTTP are not handed off, nor are channel clients while there are lifecycle events: a drain disconnects
+//! A SockJS session over HTTP has no connection to keep, only requests. The edge holds its requests back and asks this node to
+//! hand it off ([`SESSION`](crate::protocol::handoff::SESSION)):
+//!
+//! 1. A waits until the messages of its client are published and its receiver has ended, and sends the snapshot.
+//! 2. At the mark A ends the deliveries and B begins to queue. A then sends B the messages that no receiver has taken.
+//! 3. A responds to the edge, which sends all further requests of the session to B. A request that was under way to A is told to ask
+//!    again if it is a receiver's; messages in it are published by A before it responds.
+//!
+//! Channel clients over HTTP are not handed off, nor are any channel clients while there are lifecycle events: a drain disconnects
 //! them, and they recover.
 
 mod arrivals;
@@ -39,6 +47,7 @@ mod forward;
 mod marks;
 #[cfg(debug_assertions)]
 mod sabotage;
+mod session;
 mod snapshot;
 
 pub(crate) use arrivals::Arrivals;
@@ -48,4 +57,5 @@ pub(crate) use arrivals::Components as ArrivalComponents;
 pub(crate) use departure::Departures;
 pub(crate) use marks::Marks;
 pub(crate) use snapshot::Kind;
+pub(crate) use snapshot::SessionState;
 pub(crate) use snapshot::Snapshot;

@@ -360,15 +360,17 @@ impl Node {
             path: config.path.clone(),
             api,
         });
-        if has_others {
-            let departures = Arc::new(Departures {
+        let departures = has_others.then(|| {
+            Arc::new(Departures {
                 control: Arc::clone(&control),
                 broker: Arc::clone(&relay),
                 marks,
                 tasks: channel_clients.background_tasks().clone(),
-            });
-            clients.set_hand_off(Arc::clone(&departures) as Arc<dyn relay::HandOff>);
-            channel_clients.set_hand_off(departures);
+            })
+        });
+        if let Some(departures) = &departures {
+            clients.set_hand_off(Arc::clone(departures) as Arc<dyn relay::HandOff>);
+            channel_clients.set_hand_off(Arc::clone(departures) as Arc<dyn channels::HandOff>);
         }
         let websockets = WebSockets::new(
             Arc::clone(&clients),
@@ -383,6 +385,11 @@ impl Node {
             .map(|endpoint| Mount::new(Arc::clone(endpoint), Arc::clone(&clients), &quota))
             .collect();
         let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
+        if let Some(arrivals) = &arrivals {
+            arrivals.set_sessions(mounts.iter().filter_map(|mount| {
+                Some((mount.endpoint.path.clone(), Arc::clone(mount.sessions()?)))
+            }));
+        }
 
         let mut tasks = Tasks::default();
         let (stopped, closing) = (&lifecycle.stopped, &lifecycle.closing);
@@ -473,7 +480,8 @@ impl Node {
             admin,
             http: Http::new(http, mounts, channels_http, Arc::clone(&metrics))
                 .with_api(mounted_api)
-                .with_arrivals(arrivals),
+                .with_arrivals(arrivals)
+                .with_departures(departures),
             websockets,
             sessions,
         };

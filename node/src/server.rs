@@ -189,17 +189,42 @@ impl Server {
         let start = Instant::now();
         self.is_leaving.store(true, Ordering::Relaxed);
         let tables = &self.services.sessions;
+        self.hand_sessions_off().await;
         for table in tables {
             table.close_new(Disconnect::RESTART);
         }
-        self.close_sessions(drain.spread.min(drain.timeout / 4))
-            .await;
+        let close = |session: &Arc<Session>| session.close(Disconnect::RESTART);
+        let spread = drain.spread.min(drain.timeout / 4);
+        roster::evenly(self.sessions(), spread, close).await;
         // WebSockets need their time too.
         let end = start + drain.timeout / 2;
         while tables.iter().any(|table| table.has_unsent_close()) && Instant::now() < end {
             time::sleep(DISCONNECT_POLL).await;
         }
         start + drain.timeout
+    }
+
+    /// Has the receivers of sessions end, so that edges have the sessions handed off at the next request, and waits for that: until
+    /// no session is left whose client comes by an edge, or none has left for a while, and for a quarter of the drain at most.
+    async fn hand_sessions_off(&self) {
+        let drain = &self.config.drain;
+        let end = Instant::now() + drain.timeout / 4;
+        for table in &self.services.sessions {
+            table.send_new_away();
+        }
+        let spread = drain.spread.min(drain.timeout / 8);
+        roster::evenly(self.sessions(), spread, |session| session.send_away()).await;
+        let left = || {
+            let all = self.sessions().into_iter();
+            all.filter(|session| session.can_be_handed_off()).count()
+        };
+        roster::wait_while_fewer(left, end - Instant::now()).await;
+    }
+
+    /// All sessions over HTTP.
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        let tables = self.services.sessions.iter();
+        tables.flat_map(|table| table.all()).collect()
     }
 
     async fn accept_all(self: &Arc<Self>, listener: &TcpListener) -> Infallible {
@@ -260,15 +285,6 @@ impl Server {
         headers.insert(NODE, self.config.node_id.clone());
         self.services.admin.announce_drain(headers);
         !self.is_leaving.load(Ordering::Relaxed)
-    }
-
-    /// Closes the sessions of all tables, spread over time so that the clients do not all reconnect at
-    /// once.
-    async fn close_sessions(&self, spread: Duration) {
-        let tables = self.services.sessions.iter();
-        let sessions: Vec<_> = tables.flat_map(|table| table.all()).collect();
-        let close = |session: &Arc<Session>| session.close(Disconnect::RESTART);
-        roster::evenly(sessions, spread, close).await;
     }
 }
 

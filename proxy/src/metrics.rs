@@ -70,9 +70,9 @@ pub(crate) struct Metrics {
     handshakes: Family<Label, Counter>,
     task_restarts: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
-    /// Tunnels that were handed off to another backend.
+    /// Tunnels and sessions over HTTP that were handed off to another backend.
     pub(crate) handoffs_moved: Counter,
-    /// Tunnels whose backend drains and that stayed there, because no other one takes part.
+    /// Those whose backend drains and that stayed there, because no other one takes part.
     pub(crate) handoffs_stayed: Counter,
     handoffs: Family<Label, Counter>,
     /// Tunnels that this process has taken over from another one.
@@ -171,7 +171,7 @@ impl Metrics {
         );
         registry.register(
             "handoffs",
-            "Tunnels of draining backends, by whether they were handed off to another backend",
+            "Tunnels and SockJS sessions over HTTP of draining backends, by whether they were handed off to another backend",
             self.handoffs.clone(),
         );
         registry.register(

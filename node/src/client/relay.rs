@@ -69,6 +69,9 @@ pub(crate) trait HandOff: Send + Sync + 'static {
     ///
     /// After dropping this future the client must be disconnected.
     async fn hand_off(&self, client: Arc<Client>, target: Target) -> Result<(), HandoffError>;
+
+    /// Waits until all that this node has published to `channel` so far is delivered, for some seconds at most.
+    async fn flush(&self, channel: &ChannelName);
 }
 
 /// Why a client was not handed off.
@@ -90,6 +93,42 @@ pub(crate) struct Client {
     rate: AtomicU64,
     subscriber: Option<Subscriber>,
     _counted: Counted,
+}
+
+/// Publishes for a client that was handed off: what was under way to this node.
+pub(crate) struct LatePublisher {
+    clients: Arc<Clients>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl LatePublisher {
+    /// Publishes messages in order, before those that their client sends to its new node afterwards. What the endpoint does not
+    /// allow is dropped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the messages that were not published yet.
+    pub(crate) async fn publish(&self, messages: Vec<String>) {
+        let Mode::Relay { channel } = &self.endpoint.mode else {
+            return;
+        };
+        let Clients {
+            broker,
+            metrics,
+            hand_off,
+            ..
+        } = &*self.clients;
+        for message in messages {
+            metrics.messages_received.inc();
+            if self.endpoint.read_only || self.endpoint.message_bytes_max < message.len() {
+                continue;
+            }
+            let _ = broker.publish(channel, message.into()).await; // It counts and logs what it drops.
+        }
+        if let Some(hand_off) = hand_off.get() {
+            hand_off.flush(channel).await;
+        }
+    }
 }
 
 /// The result of handling a message.
@@ -322,6 +361,14 @@ impl Client {
             taken.await?;
         }
         Ok(())
+    }
+
+    /// Publishes for it after it was handed off.
+    pub(crate) fn late_publisher(&self) -> LatePublisher {
+        LatePublisher {
+            clients: Arc::clone(&self.clients),
+            endpoint: Arc::clone(&self.endpoint),
+        }
     }
 
     /// The endpoint that it uses.

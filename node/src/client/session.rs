@@ -9,10 +9,16 @@
 //! gets nothing. sockjs-client chooses among 2^40 ids, an id is valid for one endpoint only, and a wrong guess at a
 //! receiver's URL opens a session, of which an address may have only a few (`quota`).
 //!
+//! A draining node hands sessions off ([`departing`]): at the request of an edge, which sends the session's requests to the other
+//! node afterwards. What is under way to this node nevertheless is passed on or told to ask again.
+//!
 //! Invariant: a session that accepts no more messages has left the hub, or does so as soon as it has passed on those that it
 //! accepted before.
 
 use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -20,15 +26,19 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::client::relay::Client;
+use crate::client::relay::LatePublisher;
 use crate::hub::outbox::Closed;
 use crate::hub::outbox::QueueOutbox;
 use crate::hub::outbox::Queued;
 use crate::logging;
 use crate::logging::SlowClient;
+use crate::metrics::Counted;
 use crate::metrics::Metrics;
 use crate::metrics::Transport;
 use crate::protocol::disconnect::Disconnect;
+use crate::protocol::instance::Instance;
 
+mod departing;
 mod quota;
 mod state;
 mod table;
@@ -36,6 +46,7 @@ mod table;
 pub(crate) use quota::Quota;
 pub(crate) use quota::QuotaConfig;
 pub(crate) use state::Delays;
+pub(crate) use table::Arriving;
 pub(crate) use table::ReceiveError;
 pub(crate) use table::Sessions;
 pub(crate) use table::SessionsConfig;
@@ -61,7 +72,21 @@ pub(crate) struct Session {
     sending: tokio::sync::Mutex<()>,
     /// Notifies the receiver that the state has changed; the outbox notifies it of messages.
     changed: Notify,
+    /// Notifies a handoff that the receiver has ended.
+    detached: Notify,
+    /// Whether its client's last receiver came by an edge that can continue the session on another node.
+    is_by_edge: AtomicBool,
+    /// Where another node continues it, and how messages that come here late are published.
+    moved: OnceLock<Moved>,
+    /// Until it has moved: then the other node counts it.
+    counted: Mutex<Option<Counted>>,
     metrics: Arc<Metrics>,
+}
+
+/// A session that was handed off.
+struct Moved {
+    to: Instance,
+    late: LatePublisher,
 }
 
 /// What a receiver sends next.
@@ -73,6 +98,8 @@ pub(crate) enum Frame {
     Messages(Vec<Bytes>),
     /// The session is alive.
     Heartbeat,
+    /// The same, as the last frame of the response: the next request may go to another node.
+    Leave,
     /// The session is over; no frame follows.
     Close(Disconnect),
 }
@@ -101,8 +128,47 @@ impl Session {
             client: Mutex::new(Some(client)),
             sending: tokio::sync::Mutex::default(),
             changed: Notify::new(),
+            detached: Notify::new(),
+            is_by_edge: AtomicBool::new(false),
+            moved: OnceLock::new(),
+            counted: Mutex::new(Some(config.metrics.session())),
             metrics: Arc::clone(&config.metrics),
         }
+    }
+
+    /// A session that was opened at another node. It has no receiver yet.
+    fn continued(
+        config: &SessionsConfig,
+        permit: Permit,
+        outbox: Arc<QueueOutbox>,
+        client: Arc<Client>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            state: Mutex::new(State::continued(config.delays, now)),
+            ..Self::new(config, permit, outbox, client, now)
+        }
+    }
+
+    /// Has receivers end after a frame, or soon, so that an edge can have the session handed off.
+    pub(crate) fn send_away(&self) {
+        self.state.lock().send_away();
+        self.changed.notify_one();
+    }
+
+    /// Whether it may still be handed off: it is open, and its client comes by an edge.
+    pub(crate) fn can_be_handed_off(&self) -> bool {
+        self.is_by_edge.load(Ordering::Relaxed) && self.state.lock().is_open()
+    }
+
+    /// The metrics that count it.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The node that it was handed off to, if it was.
+    pub(crate) fn moved_to(&self) -> Option<Instance> {
+        self.moved.get().map(|moved| moved.to)
     }
 
     /// Closes the session: its receiver gets what is queued, and the reason. The first reason stays.
@@ -139,10 +205,17 @@ impl Session {
     /// Dropping this future drops the messages that were not passed on yet.
     async fn send(&self, messages: Vec<String>) -> Sent {
         let _turn = self.sending.lock().await;
-        match self.state.lock().inbound() {
+        let inbound = self.state.lock().inbound();
+        match inbound {
             Inbound::Taken => {}
             Inbound::Dropped => return Sent::Taken,
             Inbound::Unknown => return Sent::Unknown,
+            Inbound::Late => {
+                if let Some(moved) = self.moved.get() {
+                    moved.late.publish(messages).await;
+                }
+                return Sent::Taken;
+            }
         }
         let Some(client) = self.client.lock().clone() else {
             return Sent::Taken; // The session closes at this moment.
@@ -191,6 +264,7 @@ impl Session {
                 messages => Some(Frame::Messages(messages)),
             },
             Next::Heartbeat => Some(Frame::Heartbeat),
+            Next::Leave => Some(Frame::Leave),
             Next::Close(disconnect) => Some(Frame::Close(disconnect)),
             Next::Wait => {
                 self.permit.receiver_waits();
@@ -203,8 +277,10 @@ impl Session {
         self.permit.receiver_left();
         let mut state = self.state.lock();
         state.detach(how, now);
-        if state.is_interrupted() {
-            drop(state);
+        let is_interrupted = state.is_interrupted();
+        drop(state);
+        self.detached.notify_one();
+        if is_interrupted {
             drop(self.take_client());
         }
     }

@@ -93,6 +93,13 @@ pub(crate) trait AcceptsClients: Send + Sync + 'static {
     ///
     /// Why the client has to connect again, as text.
     async fn resume(&self, token: Token, cut: Vec<CutAt>) -> Result<(), String>;
+
+    /// The same for a session over HTTP: `queued` are messages that wait for it, before those that come from now on.
+    ///
+    /// # Errors
+    ///
+    /// Why the client has to connect again, as text.
+    async fn resume_session(&self, token: Token, queued: Vec<Bytes>) -> Result<(), String>;
 }
 
 /// How far a node has delivered a channel to a client that it hands off.
@@ -239,9 +246,11 @@ impl Control {
             match Message::decode(data) {
                 Ok(message) => match message.body {
                     // It waits for other messages, so it must not hold them up.
-                    Body::Request(request @ (Request::Handoff(..) | Request::Resume(..)))
-                        if accepting.len() < ACCEPTING_MAX =>
-                    {
+                    Body::Request(
+                        request @ (Request::Handoff(..)
+                        | Request::Resume(..)
+                        | Request::ResumeSession(..)),
+                    ) if accepting.len() < ACCEPTING_MAX => {
                         let this = Arc::clone(&self);
                         let (from, number) = (message.from, message.number);
                         accepting.spawn(async move { this.accept(from, number, request).await });
@@ -361,6 +370,25 @@ impl Control {
         cut: Vec<CutAt>,
     ) -> Result<(), String> {
         let request = Request::Resume(token, cut);
+        self.continue_at(instance, request).await
+    }
+
+    /// Has the node `instance` continue the session over HTTP that it has prepared for `token`; `queued` waits for it.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not, as text.
+    pub(crate) async fn resume_session(
+        &self,
+        instance: Instance,
+        token: Token,
+        queued: Vec<Bytes>,
+    ) -> Result<(), String> {
+        let request = Request::ResumeSession(token, queued);
+        self.continue_at(instance, request).await
+    }
+
+    async fn continue_at(&self, instance: Instance, request: Request) -> Result<(), String> {
         let responses = self.request_from(&[instance], request).await;
         let responses = responses.and_then(Responses::all);
         let responses = responses.map_err(|error| error.to_string())?;
@@ -495,6 +523,9 @@ impl Control {
                 arrivals.accept(token, snapshot).await
             }
             (Some(arrivals), Request::Resume(token, cut)) => arrivals.resume(token, cut).await,
+            (Some(arrivals), Request::ResumeSession(token, queued)) => {
+                arrivals.resume_session(token, queued).await
+            }
             (Some(_), _) => Err("no handoff is requested".to_owned()),
         };
         self.respond(from, number, Response::Handoff(accepted))
@@ -522,7 +553,7 @@ impl Control {
             }
             Request::Counts => Response::Counts(self.own_counts()),
             Request::Channels(pattern) => Response::Channels(self.own_channels(pattern)),
-            Request::Handoff(..) | Request::Resume(..) => {
+            Request::Handoff(..) | Request::Resume(..) | Request::ResumeSession(..) => {
                 Response::Handoff(Err("the other node accepts too many clients now".to_owned()))
             }
         }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,6 +20,8 @@ use crate::client::channels::ArrivingClient;
 use crate::client::channels::ChannelClients;
 use crate::client::relay::Client;
 use crate::client::relay::Clients;
+use crate::client::session::Arriving;
+use crate::client::session::Sessions;
 use crate::cluster::control::AcceptsClients;
 use crate::cluster::control::CutAt;
 use crate::cluster::registry::Registry;
@@ -30,6 +34,7 @@ use crate::handoff::marks::Mark;
 #[cfg(debug_assertions)]
 use crate::handoff::sabotage;
 use crate::hub::Member;
+use crate::hub::outbox::QueueOutbox;
 use crate::hub::outbox::SocketOutbox;
 use crate::metrics::Transport;
 use crate::protocol::frame::websocket::SocketFormat;
@@ -41,12 +46,20 @@ use crate::protocol::instance::Instance;
 /// How long an edge's connection waits for its client: longer than a handoff may take at the other node.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// How long the mark of a session may take after its other node has seen it.
+const MARK_WAIT_MAX: Duration = Duration::from_secs(1);
+
+const NO_CONNECTION: &str = "no connection waits for this client";
+const OTHER_KIND: &str = "a client of another kind is prepared";
+
 /// The connections of edges over which clients of other nodes continue.
 pub(crate) struct Arrivals {
     components: Components,
     waiting: Mutex<HashMap<Token, Waiting>>,
-    /// Channel clients that other nodes still serve.
+    /// Channel clients and sessions over HTTP that other nodes still serve.
     prepared: Mutex<HashMap<Token, Prepared>>,
+    /// The sessions over HTTP of each endpoint that has some, by its path.
+    sessions: OnceLock<HashMap<String, Arc<Sessions>>>,
 }
 
 /// What [`Arrivals`] is built from.
@@ -65,20 +78,59 @@ pub(crate) struct Components {
 struct Waiting {
     stream: TcpStream,
     arrived: oneshot::Sender<Arrived>,
+    /// Gets the outbox of the client that is prepared, over `stream`.
+    prepared: Arc<OnceLock<Arc<SocketOutbox>>>,
 }
 
-/// What a snapshot's client is connected with.
-struct Expected {
-    endpoint: Arc<Endpoint>,
-    outbox: Arc<SocketOutbox>,
-    arrived: oneshot::Sender<Arrived>,
+impl Waiting {
+    /// Writes to the client that is prepared, over the edge's connection.
+    fn outbox(
+        self,
+        transport: Transport,
+        endpoint: &Endpoint,
+    ) -> (Arc<SocketOutbox>, oneshot::Sender<Arrived>) {
+        let format = match transport {
+            Transport::SockjsWebsocket => SocketFormat::Sockjs,
+            Transport::ChannelsJson => SocketFormat::Json,
+            Transport::ChannelsProtobuf => SocketFormat::Protobuf,
+            _ => SocketFormat::Raw,
+        };
+        let outbox = SocketOutbox::new(self.stream, format, endpoint.outbox_bytes_max);
+        let outbox = Arc::new(outbox.with_handoff());
+        let _ = self.prepared.set(Arc::clone(&outbox)); // Its connection waits for one client.
+        (outbox, self.arrived)
+    }
 }
 
-/// A channel client that is prepared, and its connection.
+/// A client that is prepared, and its connection.
 struct Prepared {
-    client: Arc<ArrivingClient>,
-    outbox: Arc<SocketOutbox>,
+    client: PreparedClient,
     arrived: oneshot::Sender<Arrived>,
+}
+
+enum PreparedClient {
+    Channels {
+        client: Arc<ArrivingClient>,
+        outbox: Arc<SocketOutbox>,
+    },
+    Session {
+        place: Arriving,
+        outbox: Arc<QueueOutbox>,
+        /// Gets the client at the mark.
+        client: oneshot::Receiver<Client>,
+        /// The edge's connection, which only names the handoff.
+        _stream: TcpStream,
+    },
+}
+
+impl PreparedClient {
+    /// How many marks it has.
+    fn marks(&self) -> u16 {
+        match self {
+            Self::Channels { client, .. } => client.marks(),
+            Self::Session { .. } => 1,
+        }
+    }
 }
 
 /// A client that continues here.
@@ -101,16 +153,28 @@ impl Arrivals {
             components,
             waiting: Mutex::default(),
             prepared: Mutex::default(),
+            sessions: OnceLock::new(),
         })
     }
 
-    /// Tells the edge that a client can be handed off to here over `stream`, and waits until one has arrived. `None` if none
-    /// comes: the connection is closed then.
+    /// Accepts sessions over HTTP at these endpoints. Called once, before the node serves.
+    pub(crate) fn set_sessions(&self, sessions: impl Iterator<Item = (String, Arc<Sessions>)>) {
+        let _ = self.sessions.set(sessions.collect());
+    }
+
+    /// Tells the edge that a client can be handed off to here over `stream`, and waits until one has arrived.
+    ///
+    /// # Errors
+    ///
+    /// None has come. The outbox is that of a client that was prepared: the other node may have left it to this one.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future closes the connection; no client arrives.
-    pub(crate) async fn wait(&self, stream: TcpStream) -> Option<Arrived> {
+    pub(crate) async fn wait(
+        &self,
+        stream: TcpStream,
+    ) -> Result<Arrived, Option<Arc<SocketOutbox>>> {
         let token = Token::random();
         let ready = Notice::Ready(Target {
             instance: self.components.instance,
@@ -118,23 +182,31 @@ impl Arrivals {
         });
         let ready = ready.frame();
         let (arrived, has_arrived) = oneshot::channel();
+        let prepared = Arc::new(OnceLock::new());
         {
             // Under the lock: the other node may ask for this token as soon as it is written.
             let mut waiting = self.waiting.lock();
             if !matches!(stream.try_write(&ready), Ok(written) if written == ready.len()) {
-                return None; // The edge has gone: a new socket has room for one frame.
+                return Err(None); // The edge has gone: a new socket has room for one frame.
             }
-            waiting.insert(token, Waiting { stream, arrived });
+            let connection = Waiting {
+                stream,
+                arrived,
+                prepared: Arc::clone(&prepared),
+            };
+            waiting.insert(token, connection);
         }
         let _forget = Forget {
             arrivals: self,
             token,
         };
-        time::timeout(WAIT_MAX, has_arrived).await.ok()?.ok()
+        let arrived = time::timeout(WAIT_MAX, has_arrived).await;
+        let arrived = arrived.ok().and_then(Result::ok);
+        arrived.ok_or_else(|| prepared.get().cloned())
     }
 
-    /// Finds the endpoint of a snapshot and the connection that waits for its client.
-    fn expected(&self, token: Token, snapshot: &Snapshot) -> Result<Expected, String> {
+    /// Finds the endpoint of a snapshot.
+    fn endpoint(&self, snapshot: &Snapshot) -> Result<Arc<Endpoint>, String> {
         let Components {
             endpoints,
             broker,
@@ -152,38 +224,27 @@ impl Arrivals {
                         matches!(endpoint.mode, Mode::Relay { .. } | Mode::Echo)
                     }
                     Kind::Channels(_) => endpoint.mode == Mode::Channels,
+                    Kind::Session(_) => matches!(endpoint.mode, Mode::Relay { .. }),
                 }
         };
         let endpoint = endpoints.iter().find(is_meant).cloned();
-        let endpoint = endpoint
-            .ok_or_else(|| format!("the other node has no endpoint {}", snapshot.endpoint))?;
-        let format = match snapshot.transport {
-            Transport::SockjsWebsocket => SocketFormat::Sockjs,
-            Transport::ChannelsJson => SocketFormat::Json,
-            Transport::ChannelsProtobuf => SocketFormat::Protobuf,
-            _ => SocketFormat::Raw,
-        };
+        endpoint.ok_or_else(|| format!("the other node has no endpoint {}", snapshot.endpoint))
+    }
+
+    /// The connection that waits for the client with this token.
+    fn connection(&self, token: Token) -> Result<Waiting, String> {
         let waiting = self.waiting.lock().remove(&token);
-        let Waiting { stream, arrived } =
-            waiting.ok_or_else(|| "no connection waits for this client".to_owned())?;
-        let outbox = SocketOutbox::new(stream, format, endpoint.outbox_bytes_max).with_handoff();
-        Ok(Expected {
-            endpoint,
-            outbox: Arc::new(outbox),
-            arrived,
-        })
+        waiting.ok_or_else(|| NO_CONNECTION.to_owned())
     }
 
     async fn prepare(&self, token: Token, snapshot: &[u8]) -> Result<(), String> {
         let snapshot = Snapshot::decode(snapshot).map_err(|error| error.to_string())?;
-        let Expected {
-            endpoint,
-            outbox,
-            arrived,
-        } = self.expected(token, &snapshot)?;
+        let endpoint = self.endpoint(&snapshot)?;
+        let connection = self.connection(token)?;
         let transport = snapshot.transport;
         match snapshot.kind {
             Kind::Plain { rate_ahead } => {
+                let (outbox, arrived) = connection.outbox(transport, &endpoint);
                 let clients = Arc::clone(&self.components.clients);
                 self.components.marks.at(Mark::first(token), move || {
                     let member = Member::Socket(Arc::clone(&outbox));
@@ -200,6 +261,7 @@ impl Arrivals {
             Kind::Channels(state) => {
                 let registry = self.components.registry.readiness();
                 registry.map_err(|_| "the registry of the other node is not ready")?;
+                let (outbox, arrived) = connection.outbox(transport, &endpoint);
                 let member = Member::Socket(Arc::clone(&outbox));
                 let clients = &self.components.channel_clients;
                 let client = clients.prepare(endpoint, transport, member, *state).await?;
@@ -211,26 +273,55 @@ impl Arrivals {
                     #[cfg(debug_assertions)]
                     self.inject_early_begin(mark);
                 }
-                let prepared = Prepared {
-                    client,
+                let client = PreparedClient::Channels { client, outbox };
+                self.list(token, Prepared { client, arrived })
+            }
+            Kind::Session(state) => {
+                let sessions = self.sessions.get();
+                let sessions = sessions.and_then(|sessions| sessions.get(&endpoint.path));
+                let sessions =
+                    sessions.ok_or_else(|| "the other node has no sessions there".to_owned())?;
+                let place = sessions.expect(state.id, state.address, Instant::now())?;
+                let outbox = Arc::new(QueueOutbox::new(endpoint.outbox_bytes_max));
+                let member = Member::Queue(Arc::clone(&outbox));
+                let clients = Arc::clone(&self.components.clients);
+                let (connected, client) = oneshot::channel();
+                self.components.marks.at(Mark::first(token), move || {
+                    let mut client = clients.connect(endpoint, transport, member);
+                    client.set_rate_ahead(state.rate_ahead);
+                    let _ = connected.send(client); // The handoff may have been given up.
+                });
+                #[cfg(debug_assertions)]
+                self.inject_early_begin(Mark::first(token));
+                let Waiting {
+                    stream, arrived, ..
+                } = connection;
+                let client = PreparedClient::Session {
+                    place,
                     outbox,
-                    arrived,
+                    client,
+                    _stream: stream,
                 };
-                let marks = prepared.client.marks();
-                let is_closed = {
-                    let mut all = self.prepared.lock();
-                    all.entry(token).or_insert(prepared).arrived.is_closed()
-                };
-                if is_closed {
-                    // What waited for it may have ended before it was listed.
-                    let prepared = self.prepared.lock().remove(&token);
-                    drop(prepared); // Outside the lock: it owns a socket.
-                    self.components.marks.forget(token, marks);
-                    return Err("no connection waits for this client".to_owned());
-                }
-                Ok(())
+                self.list(token, Prepared { client, arrived })
             }
         }
+    }
+
+    /// Keeps a client until it is continued, or until what waits for it ends.
+    fn list(&self, token: Token, prepared: Prepared) -> Result<(), String> {
+        let marks = prepared.client.marks();
+        let is_closed = {
+            let mut all = self.prepared.lock();
+            all.entry(token).or_insert(prepared).arrived.is_closed()
+        };
+        if is_closed {
+            // What waited for it may have ended before it was listed.
+            let prepared = self.prepared.lock().remove(&token);
+            drop(prepared); // Outside the lock: it owns a socket.
+            self.components.marks.forget(token, marks);
+            return Err(NO_CONNECTION.to_owned());
+        }
+        Ok(())
     }
 
     /// Begins before `mark`, if that is the fault to inject.
@@ -242,19 +333,46 @@ impl Arrivals {
     }
 
     async fn continue_prepared(&self, token: Token, cut: Vec<CutAt>) -> Result<(), String> {
-        let prepared = self.prepared.lock().remove(&token);
-        let prepared = prepared.ok_or_else(|| "no client is prepared".to_owned())?;
-        let Prepared {
-            client,
-            outbox,
-            arrived,
-        } = prepared;
+        let Prepared { client, arrived } = self.take_prepared(token)?;
+        let PreparedClient::Channels { client, outbox } = client else {
+            return Err(OTHER_KIND.to_owned());
+        };
         let admitted = client.resume(cut).await?;
         let client = ArrivedClient::Channels(admitted);
         let gone = |_| "the edge has gone".to_owned();
         arrived.send(Arrived { client, outbox }).map_err(gone)?;
         self.components.clients.metrics.handoffs.received.inc();
         Ok(())
+    }
+
+    async fn continue_session(&self, token: Token, queued: Vec<Bytes>) -> Result<(), String> {
+        // What waits for the client ends with `_arrived`, and forgets the mark.
+        let Prepared {
+            client,
+            arrived: _arrived,
+        } = self.take_prepared(token)?;
+        let PreparedClient::Session {
+            place,
+            outbox,
+            client,
+            _stream,
+        } = client
+        else {
+            return Err(OTHER_KIND.to_owned());
+        };
+        // The mark travels apart from this request, and may come later.
+        let Ok(Ok(client)) = time::timeout(MARK_WAIT_MAX, client).await else {
+            return Err("the mark has not come".to_owned());
+        };
+        outbox.prepend(queued);
+        place.arrive(outbox, Arc::new(client), Instant::now())?;
+        self.components.clients.metrics.handoffs.received.inc();
+        Ok(())
+    }
+
+    fn take_prepared(&self, token: Token) -> Result<Prepared, String> {
+        let prepared = self.prepared.lock().remove(&token);
+        prepared.ok_or_else(|| "no client is prepared".to_owned())
     }
 }
 
@@ -266,6 +384,10 @@ impl AcceptsClients for Arrivals {
 
     async fn resume(&self, token: Token, cut: Vec<CutAt>) -> Result<(), String> {
         self.continue_prepared(token, cut).await
+    }
+
+    async fn resume_session(&self, token: Token, queued: Vec<Bytes>) -> Result<(), String> {
+        self.continue_session(token, queued).await
     }
 }
 

@@ -36,12 +36,13 @@ use crate::protocol::handoff::Token;
 use crate::redis::keys;
 use crate::stream::Cut;
 
-/// How long a mark may take. Longer than a round trip over Redis by far; after it the client has to connect again.
+/// How long a mark may take to come back, and what is before it to be written. Longer than a round trip over Redis by far, and
+/// shorter than an edge waits; after it the client has to connect again.
 const MARK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How long the marks of a channel client may take, and how long the other node may take to continue it.
 const CUT_WAIT_MAX: Duration = Duration::from_secs(1);
-const RESUME_WAIT_MAX: Duration = Duration::from_secs(2);
+pub(super) const RESUME_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Hands clients off.
 pub(crate) struct Departures {
@@ -59,6 +60,10 @@ impl relay::HandOff for Departures {
         count(client.metrics(), &handed_off, target);
         handed_off
     }
+
+    async fn flush(&self, channel: &ChannelName) {
+        self.flushed(channel).await;
+    }
 }
 
 #[async_trait]
@@ -72,7 +77,7 @@ impl channels::HandOff for Departures {
 }
 
 /// Counts a handoff by its result.
-fn count(metrics: &Metrics, handed_off: &Result<(), HandoffError>, target: Target) {
+pub(super) fn count(metrics: &Metrics, handed_off: &Result<(), HandoffError>, target: Target) {
     match handed_off {
         Ok(()) => {
             metrics.handoffs.sent.inc();
@@ -94,7 +99,6 @@ impl Departures {
         client: &Arc<Client>,
         target: Target,
     ) -> Result<(), HandoffError> {
-        let token = target.token;
         let snapshot = Snapshot {
             endpoint: client.endpoint().path.clone(),
             transport: client.transport(),
@@ -102,10 +106,22 @@ impl Departures {
                 rate_ahead: client.rate_ahead(),
             },
         };
-        let (cut, has_cut) = oneshot::channel();
+        self.leave_at_mark(client, target, snapshot).await
+    }
+
+    /// Has the other node prepare a client of a relay, and ends the deliveries to it here at a mark that both nodes receive.
+    /// Returns once all before the mark is written, or queued for a receiver.
+    pub(super) async fn leave_at_mark(
+        &self,
+        client: &Arc<Client>,
+        target: Target,
+        snapshot: Snapshot,
+    ) -> Result<(), HandoffError> {
+        let token = target.token;
+        let (left, has_left) = oneshot::channel();
         let client_here = Arc::clone(client);
         self.at_mark(Mark::first(token), move || {
-            let _ = cut.send(client_here.leave_here()); // The handoff may have been given up.
+            let _ = left.send(client_here.leave_here()); // The handoff may have been given up.
         });
         let _forget = Forget {
             marks: &self.marks,
@@ -117,22 +133,24 @@ impl Departures {
         self.inject_before_marks(token, 1).await;
 
         let mark = keys::handoff_marks();
+        // A client without a channel leaves at a mark all the same: that needs the broker, as all handoffs do.
         let channel = client.channel().unwrap_or(&mark);
         let marked = self.broker.mark(channel, &mark, token.bytes()).await;
         marked.map_err(|error| HandoffError::Kept(error.to_string()))?;
 
         // From here on the other node may have the client.
-        let Ok(Ok(written)) = time::timeout(MARK_WAIT_MAX, has_cut).await else {
-            return Err(HandoffError::Lost);
+        let written = async {
+            match has_left.await.ok()? {
+                Some(written) => written.await.ok(),
+                None => Some(()),
+            }
         };
-        match written {
-            Some(written) => written.await.map_err(|_| HandoffError::Lost),
-            None => Ok(()),
-        }
+        let written = time::timeout(MARK_WAIT_MAX, written).await;
+        written.ok().flatten().ok_or(HandoffError::Lost)
     }
 
     /// Runs `act`, which ends deliveries, at `mark`.
-    fn at_mark(&self, mark: Mark, act: impl FnOnce() + Send + 'static) {
+    pub(super) fn at_mark(&self, mark: Mark, act: impl FnOnce() + Send + 'static) {
         #[cfg(debug_assertions)]
         if sabotage::fault() == Some(Fault::StopsLate) {
             let tasks = self.tasks.clone();
@@ -148,7 +166,7 @@ impl Departures {
 
     /// Makes time for a fault, before `count` marks are published.
     #[cfg(debug_assertions)]
-    async fn inject_before_marks(&self, token: Token, count: usize) {
+    pub(super) async fn inject_before_marks(&self, token: Token, count: usize) {
         match sabotage::fault() {
             Some(Fault::MarkIgnored) => {
                 for number in (0..).take(count) {
@@ -162,7 +180,7 @@ impl Departures {
     }
 
     /// Has the other node prepare the client.
-    async fn ask(&self, target: Target, snapshot: Snapshot) -> Result<(), HandoffError> {
+    pub(super) async fn ask(&self, target: Target, snapshot: Snapshot) -> Result<(), HandoffError> {
         let snapshot = snapshot.encode();
         let snapshot = snapshot.map_err(|error| HandoffError::Kept(error.to_string()))?;
         let accepted = self
@@ -270,10 +288,10 @@ async fn cut(cuts: Vec<oneshot::Receiver<CutHere>>) -> Option<Vec<CutAt>> {
 }
 
 /// Unregisters from the marks when the handoff ends, however it does.
-struct Forget<'a> {
-    marks: &'a Marks,
-    token: Token,
-    count: u16,
+pub(super) struct Forget<'a> {
+    pub(super) marks: &'a Marks,
+    pub(super) token: Token,
+    pub(super) count: u16,
 }
 
 impl Drop for Forget<'_> {

@@ -2,6 +2,8 @@
 //!
 //! A rollout mixes versions of the node. A version that a node does not know is refused, and the client stays where it is.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -14,10 +16,13 @@ const VERSION: u32 = 1;
 /// The version of a snapshot of a channel client, which earlier versions of the node refuse.
 const CHANNELS_VERSION: u32 = 2;
 
+/// The version of a snapshot of a session over HTTP, which earlier versions of the node refuse.
+const SESSION_VERSION: u32 = 3;
+
 /// The largest snapshot, in bytes.
 const BYTES_MAX: usize = 64 << 10;
 
-/// A client over WebSocket.
+/// A client over WebSocket, or a SockJS session over HTTP.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Snapshot {
     /// The path of its endpoint.
@@ -38,6 +43,19 @@ pub(crate) enum Kind {
     },
     /// An endpoint with `mode: channels`.
     Channels(Box<ClientState>),
+    /// A relay endpoint, over HTTP.
+    Session(SessionState),
+}
+
+/// A session over HTTP.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SessionState {
+    /// As its client has named it.
+    pub(crate) id: String,
+    /// Where its client is.
+    pub(crate) address: IpAddr,
+    /// As in [`Kind::Plain`].
+    pub(crate) rate_ahead: u64,
 }
 
 /// Why a snapshot cannot be used.
@@ -47,12 +65,14 @@ pub(crate) enum BadSnapshot {
     TooLarge(usize),
     #[error("the snapshot is damaged: {0}")]
     Undecodable(#[from] prost::DecodeError),
-    #[error("the snapshot has version {0}, expected {VERSION} or {CHANNELS_VERSION}")]
-    Version(u32),
     #[error(
-        "the snapshot has the transport `{0}`, expected one over WebSocket of its kind of client"
+        "the snapshot has version {0}, expected {VERSION}, {CHANNELS_VERSION} or {SESSION_VERSION}"
     )]
+    Version(u32),
+    #[error("the snapshot has the transport `{0}`, expected one of its kind of client")]
     Transport(String),
+    #[error("the snapshot has the client address `{0}`, expected an IP address")]
+    Address(String),
     #[error("the snapshot has no client")]
     NoClient,
 }
@@ -70,6 +90,17 @@ struct Wire {
     /// Of version 2.
     #[prost(message, optional, boxed, tag = "5")]
     channels: Option<Box<ClientState>>,
+    /// Of version 3.
+    #[prost(message, optional, tag = "6")]
+    session: Option<WireSession>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireSession {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, tag = "2")]
+    address: String,
 }
 
 impl Snapshot {
@@ -77,17 +108,27 @@ impl Snapshot {
     ///
     /// [`BadSnapshot::TooLarge`]; the client stays.
     pub(crate) fn encode(self) -> Result<Bytes, BadSnapshot> {
-        let (version, rate_ahead, channels) = match self.kind {
-            Kind::Plain { rate_ahead } => (VERSION, rate_ahead, None),
-            Kind::Channels(state) => (CHANNELS_VERSION, 0, Some(state)),
-        };
-        let wire = Wire {
-            version,
+        let mut wire = Wire {
+            version: VERSION,
             endpoint: self.endpoint,
             transport: self.transport.as_str().to_owned(),
-            rate_ahead,
-            channels,
+            ..Wire::default()
         };
+        match self.kind {
+            Kind::Plain { rate_ahead } => wire.rate_ahead = rate_ahead,
+            Kind::Channels(state) => {
+                wire.version = CHANNELS_VERSION;
+                wire.channels = Some(state);
+            }
+            Kind::Session(state) => {
+                wire.version = SESSION_VERSION;
+                wire.rate_ahead = state.rate_ahead;
+                wire.session = Some(WireSession {
+                    id: state.id,
+                    address: state.address.to_string(),
+                });
+            }
+        }
         match wire.encoded_len() {
             bytes if BYTES_MAX < bytes => Err(BadSnapshot::TooLarge(bytes)),
             _ => Ok(wire.encode_to_vec().into()),
@@ -117,6 +158,15 @@ impl Snapshot {
                 &[Transport::ChannelsJson, Transport::ChannelsProtobuf],
                 Kind::Channels(wire.channels.ok_or(BadSnapshot::NoClient)?),
             ),
+            SESSION_VERSION => {
+                let WireSession { id, address } = wire.session.ok_or(BadSnapshot::NoClient)?;
+                let state = SessionState {
+                    id,
+                    address: address.parse().map_err(|_| BadSnapshot::Address(address))?,
+                    rate_ahead: wire.rate_ahead,
+                };
+                (&[Transport::SockjsHttp], Kind::Session(state))
+            }
             version => return Err(BadSnapshot::Version(version)),
         };
         let transport = { transports.iter().copied() }
@@ -136,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    fn snapshots() -> [Snapshot; 2] {
+    fn snapshots() -> [Snapshot; 3] {
         let plain = Snapshot {
             endpoint: "/ws".to_owned(),
             transport: Transport::SockjsWebsocket,
@@ -147,7 +197,16 @@ mod tests {
             kind: Kind::Channels(Box::default()),
             ..plain.clone()
         };
-        [plain, channels]
+        let session = Snapshot {
+            transport: Transport::SockjsHttp,
+            kind: Kind::Session(SessionState {
+                id: "abc".to_owned(),
+                address: "2001:db8::1".parse().unwrap(),
+                rate_ahead: 8,
+            }),
+            ..plain.clone()
+        };
+        [plain, channels, session]
     }
 
     #[test]
@@ -160,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_large_one_is_not_encoded() {
-        let [_, mut channels] = snapshots();
+        let [_, mut channels, _] = snapshots();
         channels.endpoint = "x".repeat(BYTES_MAX);
         assert!(matches!(channels.encode(), Err(BadSnapshot::TooLarge(_))));
     }
@@ -173,16 +232,19 @@ mod tests {
                 version,
                 endpoint,
                 transport,
-                rate_ahead: 0,
-                channels: None,
+                ..Wire::default()
             };
             Snapshot::decode(&wire.encode_to_vec())
         };
         let endpoint = || "/ws".to_owned();
         assert!(wire(VERSION, "websocket", endpoint()).is_ok());
         assert_eq!(
-            wire(3, "websocket", endpoint()),
-            Err(BadSnapshot::Version(3))
+            wire(4, "websocket", endpoint()),
+            Err(BadSnapshot::Version(4))
+        );
+        assert_eq!(
+            wire(SESSION_VERSION, "sockjs_http", endpoint()),
+            Err(BadSnapshot::NoClient)
         );
         assert_eq!(
             wire(CHANNELS_VERSION, "channels_json", endpoint()),
@@ -198,6 +260,31 @@ mod tests {
             wire(VERSION, "websocket", long),
             Err(BadSnapshot::TooLarge(_))
         ));
+    }
+
+    #[test]
+    fn a_session_needs_the_address_of_its_client_and_its_transport() {
+        let wire = |address: &str, transport: Transport| {
+            let session = WireSession {
+                id: "abc".to_owned(),
+                address: address.to_owned(),
+            };
+            let wire = Wire {
+                version: SESSION_VERSION,
+                transport: transport.as_str().to_owned(),
+                session: Some(session),
+                ..Wire::default()
+            };
+            Snapshot::decode(&wire.encode_to_vec()).err()
+        };
+        let (http, socket) = (Transport::SockjsHttp, Transport::SockjsWebsocket);
+        assert_eq!(wire("127.0.0.1", http), None);
+        assert_eq!(
+            wire("::1%eth0", http),
+            Some(BadSnapshot::Address("::1%eth0".to_owned()))
+        );
+        let refused = BadSnapshot::Transport(socket.as_str().to_owned());
+        assert_eq!(wire("127.0.0.1", socket), Some(refused));
     }
 
     proptest! {

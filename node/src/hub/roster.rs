@@ -120,19 +120,8 @@ impl<E> Roster<E> {
         can_leave: impl Fn(&E) -> bool,
         max: Duration,
     ) {
-        let end = Instant::now() + max;
-        let (mut fewest, mut quiet) = (usize::MAX, end);
-        loop {
-            let now = Instant::now();
-            let left = self.collect(|entry| can_leave(entry).then_some(())).len();
-            if left < fewest {
-                (fewest, quiet) = (left, now + HANDOFF_QUIET);
-            }
-            if left == 0 || end <= now || quiet <= now {
-                return;
-            }
-            time::sleep(HANDOFF_LOOK).await;
-        }
+        let left = || self.collect(|entry| can_leave(entry).then_some(())).len();
+        wait_while_fewer(left, max).await;
     }
 
     /// What is due for the clients of one stride; `None` after the last.
@@ -142,6 +131,28 @@ impl<E> Roster<E> {
         let stride = list.entries.get_mut(begin..end);
         let stride = stride.filter(|stride| !stride.is_empty())?;
         Some(stride.iter_mut().flatten().filter_map(inspect).collect())
+    }
+}
+
+/// Waits for clients to be handed off: until `left`, how many there are, is 0 or has not fallen for [`HANDOFF_QUIET`], and for
+/// `max` at most.
+///
+/// # Cancel safety
+///
+/// Nothing changes by waiting.
+pub(crate) async fn wait_while_fewer(left: impl Fn() -> usize, max: Duration) {
+    let end = Instant::now() + max;
+    let (mut fewest, mut quiet) = (usize::MAX, end);
+    loop {
+        let now = Instant::now();
+        let left = left();
+        if left < fewest {
+            (fewest, quiet) = (left, now + HANDOFF_QUIET);
+        }
+        if left == 0 || end <= now || quiet <= now {
+            return;
+        }
+        time::sleep(HANDOFF_LOOK).await;
     }
 }
 

@@ -11,6 +11,8 @@
 //! | edge | `handoff INSTANCE TOKEN` | the last frame from the edge: hand the client off to this node |
 //! | node | `kept REASON` | the client stays here; frames from the edge are expected again |
 //! | node | `done` | the last frame from the node: the client is at the other node now |
+//!
+//! A SockJS session over HTTP is handed off by a request to [`PATH`] instead, see [`SESSION`].
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -30,6 +32,17 @@ pub(crate) const HEADER: http::HeaderName = http::HeaderName::from_static("cause
 
 /// The path at which an edge opens the connection over which a client continues. Served to trusted proxies alone.
 pub(crate) const PATH: &str = "/.causeway/handoff";
+
+/// The header with which an edge has a node hand a SockJS session over HTTP off, with `POST` to [`PATH`]: the id of the session.
+/// [`HEADER`] names the target, `INSTANCE TOKEN`.
+///
+/// | status | meaning |
+/// |---|---|
+/// | 200 | the session is at the target now |
+/// | 307 | it was handed off before, to the instance in [`HEADER`] |
+/// | 404 | there is no such session |
+/// | 409 | it stays, or has ended; the body says why |
+pub(crate) const SESSION: http::HeaderName = http::HeaderName::from_static("causeway-session");
 
 /// The first byte of such a frame: FIN and the opcode.
 pub(crate) const FIRST_BYTE: u8 = 0x8b;
@@ -145,11 +158,21 @@ impl Target {
         let unmasked: Vec<u8> = unmasked.map(|(byte, mask)| byte ^ mask).collect();
         let text = str::from_utf8(&unmasked).map_err(|_| BadFrame)?;
         let target = text.strip_prefix("handoff ").ok_or(BadFrame)?;
-        let (instance, token) = target.split_once(' ').ok_or(BadFrame)?;
-        Ok(Some(Self {
-            instance: Instance::parse(instance).map_err(|Unnamed| BadFrame)?,
-            token: Token::parse(token).map_err(|Unnamed| BadFrame)?,
-        }))
+        let target = Self::parse(target).map_err(|Unnamed| BadFrame)?;
+        Ok(Some(target))
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    ///
+    /// # Errors
+    ///
+    /// [`Unnamed`] for anything else.
+    pub(crate) fn parse(text: &str) -> Result<Self, Unnamed> {
+        let (instance, token) = text.split_once(' ').ok_or(Unnamed)?;
+        Ok(Self {
+            instance: Instance::parse(instance)?,
+            token: Token::parse(token)?,
+        })
     }
 }
 

@@ -30,11 +30,13 @@ use crate::config::Endpoint;
 use crate::config::Live;
 use crate::config::Mode;
 use crate::handoff::Arrivals;
+use crate::handoff::Departures;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::metrics::Transport;
 use crate::protocol::Codec;
 use crate::protocol::handoff;
+use crate::protocol::handoff::Target;
 use crate::transport::Body;
 
 mod api;
@@ -92,6 +94,7 @@ pub(crate) struct Http {
     channels: ChannelsHttp,
     /// Missing in a node without a broker for several.
     arrivals: Option<Arc<Arrivals>>,
+    departures: Option<Arc<Departures>>,
     metrics: Arc<Metrics>,
 }
 
@@ -121,6 +124,15 @@ pub(crate) enum HttpOutcome {
 /// The response of a poll. Dropping it means that the client has disconnected, and interrupts the
 /// session.
 pub(crate) type WaitingPoll = Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>;
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    /// The address of the client.
+    client: IpAddr,
+    /// Whether it comes by an edge that can have another node continue the client.
+    is_by_edge: bool,
+}
 
 /// What is served once the 101 is written.
 pub(crate) enum Upgrade {
@@ -156,6 +168,7 @@ impl Http {
             api: None,
             channels,
             arrivals: None,
+            departures: None,
             metrics,
         }
     }
@@ -168,6 +181,11 @@ impl Http {
     /// Accepts clients that other nodes hand off, too.
     pub(crate) fn with_arrivals(self, arrivals: Option<Arc<Arrivals>>) -> Self {
         Self { arrivals, ..self }
+    }
+
+    /// Hands sessions over HTTP off, too.
+    pub(crate) fn with_departures(self, departures: Option<Arc<Departures>>) -> Self {
+        Self { departures, ..self }
     }
 
     /// Replaces the settings.
@@ -232,7 +250,10 @@ impl Http {
                 .into();
         }
         if self.arrivals.is_some() && parts.uri.path() == handoff::PATH && self.is_trusted(peer) {
-            return expect_client(&parts);
+            return match parts.headers.get(handoff::SESSION) {
+                Some(id) => self.hand_off_session(&parts, id).await.into(),
+                None => expect_client(&parts),
+            };
         }
         let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
         let Some(route) = route::find(parts.uri.path(), endpoints, self.config.get().page) else {
@@ -250,8 +271,13 @@ impl Http {
                     return origin_refused(mount, place).into();
                 }
                 let trusted = &self.config.get().trusted_proxies;
-                let client = client_address(&parts.headers, peer, trusted);
-                let mut outcome = self.endpoint(mount, place, &parts, body, client).await;
+                let source = Source {
+                    client: client_address(&parts.headers, peer, trusted),
+                    is_by_edge: self.departures.is_some()
+                        && self.is_trusted(peer)
+                        && offers_handoff(&parts.headers),
+                };
+                let mut outcome = self.endpoint(mount, place, &parts, body, source).await;
                 if let HttpOutcome::Upgrade(response, Upgrade::Client(upgrade)) = &mut outcome
                     && self.arrivals.is_some()
                     && self.is_trusted(peer)
@@ -269,7 +295,7 @@ impl Http {
         place: Place<'_>,
         parts: &Parts,
         body: B,
-        client: IpAddr,
+        source: Source,
     ) -> HttpOutcome
     where
         B: http_body::Body<Data = Bytes> + Send,
@@ -281,7 +307,7 @@ impl Http {
             Place::Iframe => return mount.iframe_page(&parts.headers).into(),
             Place::Session { id, wire } => {
                 let limits = self.body_limits();
-                let request = SessionRequest { id, wire, client };
+                let request = SessionRequest { id, wire, source };
                 let response = sockjs::session(mount, request, parts, body, limits);
                 return response.await;
             }
@@ -319,6 +345,45 @@ impl Http {
                 *response.status_mut() = error.respond(response.headers_mut());
                 response.into()
             }
+        }
+    }
+
+    /// Hands the session `id` off, as an edge asks.
+    async fn hand_off_session(&self, request: &Parts, id: &HeaderValue) -> Response<Body> {
+        let target = request.headers.get(handoff::HEADER);
+        let target = target.and_then(|target| Target::parse(target.to_str().ok()?).ok());
+        let (Some(departures), Some(target), &Method::POST) =
+            (&self.departures, target, &request.method)
+        else {
+            let expected = "POST with Causeway-Handoff: INSTANCE TOKEN is expected\n";
+            return text(StatusCode::BAD_REQUEST, expected);
+        };
+        let id = id.to_str().unwrap_or_default();
+        let relays = self.mounts.iter().filter(|mount| {
+            // Another mode has nothing that another node could continue.
+            matches!(mount.endpoint.mode, Mode::Relay { .. })
+        });
+        let now = Instant::now();
+        let sessions = relays.filter_map(|mount| mount.sessions()?.get(id, now));
+        let mut sessions = sessions.collect::<Vec<_>>();
+        let Some(session) = sessions.pop() else {
+            return text(StatusCode::NOT_FOUND, "there is no such session\n");
+        };
+        if !sessions.is_empty() {
+            let several = "sessions of several endpoints have this name\n";
+            return text(StatusCode::CONFLICT, several);
+        }
+        if let Some(instance) = session.moved_to() {
+            let mut response = text(StatusCode::TEMPORARY_REDIRECT, "it was handed off before\n");
+            let instance = HeaderValue::try_from(instance.to_string());
+            let instance = instance.expect("hexadecimal digits are a valid value");
+            response.headers_mut().insert(handoff::HEADER, instance);
+            return response;
+        }
+        let handing_off = departures.hand_off_session(id.to_owned(), session, target);
+        match handing_off.await {
+            Ok(()) => text(StatusCode::OK, "handed off\n"),
+            Err(error) => text(StatusCode::CONFLICT, format!("{error}\n")),
         }
     }
 
@@ -397,16 +462,20 @@ fn expect_client(request: &Parts) -> HttpOutcome {
     HttpOutcome::Upgrade(response, Upgrade::Handoff)
 }
 
+/// Whether the edge can have another node continue the client.
+fn offers_handoff(request: &HeaderMap) -> bool {
+    request
+        .get(handoff::HEADER)
+        .is_some_and(|value| value == "1")
+}
+
 /// Accepts that the edge may hand the client off to another node, if it offers that.
 fn offer_handoff(request: &HeaderMap, response: &mut Response<Body>, upgrade: &mut ClientUpgrade) {
-    let is_offered = request
-        .get(handoff::HEADER)
-        .is_some_and(|value| value == "1");
     let has_clients = matches!(
         upgrade.endpoint.mode,
         Mode::Relay { .. } | Mode::Echo | Mode::Channels
     );
-    if is_offered && has_clients {
+    if offers_handoff(request) && has_clients {
         upgrade.can_hand_off = true;
         let accepted = HeaderValue::from_static("1");
         response.headers_mut().insert(handoff::HEADER, accepted);

@@ -57,7 +57,7 @@ pub(crate) async fn poll(
     response(framing.content_type(), encode(&framing, &frame))
 }
 
-/// Responds with a stream of frames, until their sum reaches `bytes_max` or the session closes.
+/// Responds with a stream of frames, until their sum reaches `bytes_max`, or the session closes or is to be handed off.
 ///
 /// The frame that reaches the limit is sent whole.
 pub(crate) fn stream(
@@ -108,7 +108,7 @@ fn frames(state: Streaming, framing: impl Framing + Sync) -> impl Stream<Item = 
         let frame = receiver.next().await;
         let piece = encode(&framing, &frame);
         let bytes_left = bytes_left.saturating_sub(piece.len());
-        let state = if bytes_left == 0 || matches!(frame, Frame::Close(_)) {
+        let state = if bytes_left == 0 || matches!(frame, Frame::Close(_) | Frame::Leave) {
             receiver.finish();
             Streaming::Ended
         } else {
@@ -128,7 +128,7 @@ fn encode(framing: &impl Framing, frame: &Frame) -> Bytes {
         Frame::Messages(quoted) => {
             sockjs::append_array(&mut bare, quoted.iter().map(|message| &message[..]));
         }
-        Frame::Heartbeat => bare.extend_from_slice(sockjs::HEARTBEAT.as_bytes()),
+        Frame::Heartbeat | Frame::Leave => bare.extend_from_slice(sockjs::HEARTBEAT.as_bytes()),
         Frame::Close(disconnect) => {
             sockjs::append_close(&mut bare, disconnect.code, disconnect.reason);
         }

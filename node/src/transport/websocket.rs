@@ -163,8 +163,10 @@ impl WebSockets {
         let Some(arrivals) = &self.arrivals else {
             return;
         };
-        let Some(Arrived { client, outbox }) = arrivals.wait(stream).await else {
-            return;
+        let Arrived { client, outbox } = match arrivals.wait(stream).await {
+            Ok(arrived) => arrived,
+            Err(None) => return,
+            Err(Some(outbox)) => return ending::turn_away(&outbox).await,
         };
         let peer = match client {
             ArrivedClient::Plain(client) => {

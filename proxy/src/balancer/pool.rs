@@ -465,6 +465,18 @@ impl Pool {
         }
     }
 
+    /// The backend that has `session`, if it drains.
+    pub(crate) fn departing_holder(&self, session: &SessionKey) -> Option<Arc<Backend>> {
+        let id = self.sessions.get(session)?;
+        let backend = self.table.load().get(&id).cloned()?;
+        matches!(backend.rank(), Rank::Draining | Rank::Removed).then_some(backend)
+    }
+
+    /// Remembers that `backend` continues `session`.
+    pub(crate) fn move_session(&self, session: &SessionKey, backend: &Backend) {
+        self.sessions.insert(session, &backend.id);
+    }
+
     /// The part of the remembered sessions that begins at `from`, for another process; `None` if there is none.
     pub(crate) fn sessions_part(&self, from: usize) -> Option<SessionsPart> {
         self.sessions.part(from)

@@ -21,6 +21,7 @@ use http::{HeaderValue, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 use crate::balancer::affinity::Claim;
+use crate::balancer::affinity::SessionKey;
 use crate::balancer::pool::AffinityOutcome;
 use crate::balancer::pool::Backend;
 use crate::balancer::pool::Choice;
@@ -108,6 +109,12 @@ pub(crate) struct Exchange {
     tunnel_slot: Option<TunnelSlot>,
     body_bytes_max: u64,
     _permits: Permits,
+}
+
+/// A session over HTTP whose backend drains.
+pub(crate) struct DepartingSession {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) session: SessionKey,
 }
 
 /// The parts of a request target that are logged.
@@ -340,6 +347,13 @@ impl ProxyState {
         }
     }
 
+    /// Tells a node that this edge can have another node continue the session of the request.
+    pub(crate) fn offer_session_handoff(&self, exchange: &Exchange, request: &mut impl Request) {
+        if exchange.is_of_session() {
+            request.append("Causeway-Handoff", HeaderValue::from_static("1"));
+        }
+    }
+
     /// The chosen backend rejected an upgrade with `status`. Whether another one is tried.
     ///
     /// Not for a client that is bound to the backend: one response of the application, which the client may have provoked, would
@@ -434,6 +448,26 @@ impl Exchange {
     /// Whether the backend is offered to hand the tunnel off: where nodes are expected.
     pub(crate) fn offers_handoff(&self) -> bool {
         self.kind == RequestKind::Upgrade && self.pool.health.kind == ProbeKind::Node
+    }
+
+    /// Whether it belongs to a SockJS session over HTTP, of a pool where nodes are expected.
+    fn is_of_session(&self) -> bool {
+        self.kind == RequestKind::Plain
+            && self.pool.health.kind == ProbeKind::Node
+            && self.claim.session.is_some()
+    }
+
+    /// Its session, if that is to be handed off before the request can be served.
+    pub(crate) fn departing_session(&self) -> Option<DepartingSession> {
+        if !self.is_of_session() {
+            return None;
+        }
+        let session = self.claim.session.clone()?;
+        self.pool.departing_holder(&session)?;
+        Some(DepartingSession {
+            pool: Arc::clone(&self.pool),
+            session,
+        })
     }
 
     /// Whether its method is idempotent (RFC 9110, 9.2.2).

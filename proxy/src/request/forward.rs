@@ -10,6 +10,7 @@
 mod adopt;
 mod handoff;
 mod parking;
+mod session_handoff;
 mod stall;
 mod tunnel;
 mod upload;
@@ -42,7 +43,7 @@ use crate::request::error::Rejection;
 use crate::request::exchange::HANDOFF_HEADER;
 use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, ProxyState, Replay};
 pub(crate) use crate::request::forward::adopt::{AdoptedTunnel, CannotAdopt, ForeignTunnel};
-pub(crate) use crate::request::forward::handoff::TunnelContext;
+pub(crate) use crate::request::forward::handoff::{SessionHandoffs, TunnelContext};
 pub(crate) use crate::request::forward::parking::{ParkReply, ParkedTunnel, Parking};
 use crate::request::forward::stall::{StallTimer, WaitsFor};
 pub(crate) use crate::request::forward::tunnel::TunnelPermits;
@@ -421,6 +422,20 @@ impl<D: Downstream> Request<'_, D> {
     /// Makes attempts until there is a response to forward.
     async fn response(&mut self) -> Result<BackendResponse, NoResponse> {
         let proxy = &*self.engine.proxy;
+        if let Some(departing) = self.exchange.departing_session() {
+            let settled = Box::pin(session_handoff::settle(
+                &self.engine.tunnel_context,
+                departing,
+            ));
+            let client = &mut self.client;
+            tokio::select! {
+                biased;
+                () = settled => {}
+                () = poll_fn(|cx| client.poll_end_unread(cx)) => {
+                    return Err(NoResponse::ClientDisconnected("the client disconnected while its session was handed off"));
+                }
+            }
+        }
         // A response that rejected an upgrade, while others are tried.
         let mut rejected_upgrade: Option<(BackendResponse, Option<Choice>)> = None;
         loop {
@@ -521,6 +536,7 @@ impl<D: Downstream> Request<'_, D> {
             };
             if !std::mem::replace(&mut prepared, true) {
                 proxy.prepare(&mut self.exchange, &mut self.head);
+                proxy.offer_session_handoff(&self.exchange, &mut self.head);
             }
             let head = &self.head;
             self.upload.begin(|out| head.write(out));

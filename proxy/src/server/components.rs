@@ -34,7 +34,7 @@ use crate::request::access_log::AccessLog;
 use crate::request::access_log::AccessLogError;
 use crate::request::exchange::ProxyState;
 use crate::request::exchange::Rules;
-use crate::request::forward::{Engine, Parking, STALE_MAX, TunnelContext};
+use crate::request::forward::{Engine, Parking, STALE_MAX, SessionHandoffs, TunnelContext};
 use crate::request::parked::ParkConfig;
 use crate::request::parked::ParkedRequests;
 use crate::request::proxy_http::Edge;
@@ -175,6 +175,7 @@ impl Components {
             tunnels: Arc::clone(&tunnels),
             parking: Parking::default(),
             handoffs: Arc::new(Semaphore::new(files.handoffs)),
+            session_handoffs: SessionHandoffs::default(),
             response_limits,
             response_timeout: config.timeouts.connect,
         };

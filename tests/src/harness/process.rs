@@ -41,6 +41,10 @@ pub enum Signal {
     User1,
     /// SIGUSR2: start a successor.
     User2,
+    /// SIGQUIT: stop when all connections have ended, as nginx understands it.
+    Quit,
+    /// SIGWINCH: accept no more connections, as nginx understands it.
+    WindowChange,
 }
 
 /// Where the output of a process goes, if not to files.
@@ -298,7 +302,7 @@ pub fn json_lines(text: &str) -> Vec<Value> {
 }
 
 #[expect(unsafe_code, reason = "the standard library only knows SIGKILL")]
-fn send(pid: i32, signal: Signal) {
+pub(super) fn send(pid: i32, signal: Signal) {
     let number = match signal {
         Signal::Interrupt => libc::SIGINT,
         Signal::Terminate => libc::SIGTERM,
@@ -308,8 +312,10 @@ fn send(pid: i32, signal: Signal) {
         Signal::Hangup => libc::SIGHUP,
         Signal::User1 => libc::SIGUSR1,
         Signal::User2 => libc::SIGUSR2,
+        Signal::Quit => libc::SIGQUIT,
+        Signal::WindowChange => libc::SIGWINCH,
     };
-    // SAFETY: kill(2) takes two numbers and touches no memory of ours. The child has not been waited for, so the id is its.
+    // SAFETY: kill(2) takes two numbers and touches no memory of ours.
     unsafe { libc::kill(pid, number) };
 }
 

@@ -12,6 +12,7 @@ mod page;
 mod redis_away;
 mod reference;
 mod rfc6455;
+mod session_handoff;
 mod sessions;
 mod slow_clients;
 mod sockjs_protocol;

@@ -19,10 +19,25 @@ pub(crate) struct Delays {
     pub(crate) disconnect: Duration,
 }
 
+/// How long a receiver waits for a frame before it ends, on a node that drains: its client's next request goes to another node.
+const QUIET_MAX: Duration = Duration::from_secs(1);
+
+/// How long it is known that a session was handed off, for requests that come here nevertheless.
+const MOVED_KEPT: Duration = Duration::from_secs(60);
+
+/// How long a receiver that comes here after the handoff is asked to ask again. One that still comes later is sent here because
+/// the node that continues the session has gone: its client has to connect again.
+const MOVED_LEAVES: Duration = Duration::from_secs(5);
+
 /// The state of a session.
 #[derive(Debug)]
 pub(crate) struct State {
     delays: Delays,
+    /// Whether receivers end after a frame, or soon, so that the session can be handed off.
+    is_sent_away: bool,
+    /// Whether the receiver has sent a frame.
+    has_sent: bool,
+    handoff: Handoff,
     /// Whether the open frame is sent. A session that closes before still sends `o` first.
     opened: bool,
     /// Whether the close frame is sent.
@@ -38,6 +53,20 @@ enum Phase {
     Closing(Disconnect),
     /// A receiver was aborted, perhaps with unread messages: the session must not continue.
     Interrupted,
+    /// Another node continues the session.
+    Moved {
+        since: Instant,
+    },
+}
+
+/// How far a handoff is, of a session that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Handoff {
+    None,
+    /// The receiver gets what is queued, and ends.
+    Begun,
+    /// No receiver gets anything any more.
+    Cut,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,8 +95,21 @@ pub(crate) enum Next {
     Heartbeat,
     /// The close frame: the last of this receiver.
     Close(Disconnect),
+    /// A heartbeat, as the last frame of this receiver: the client sends another request, which may go to another node.
+    Leave,
     /// Nothing: wait until something changes.
     Wait,
+}
+
+/// Why a session cannot be handed off now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotNow {
+    #[error("the session is closed, or not open yet")]
+    NotOpen,
+    #[error("another handoff of the session is under way")]
+    Busy,
+    #[error("the session has a receiver that does not end")]
+    Attached,
 }
 
 /// How a receiver ended.
@@ -88,6 +130,8 @@ pub(crate) enum Inbound {
     Dropped,
     /// The session does not exist any more for senders.
     Unknown,
+    /// Another node continues the session; they were under way to this one.
+    Late,
 }
 
 /// What is due by the clock.
@@ -106,10 +150,22 @@ impl State {
     pub(crate) fn new(delays: Delays, now: Instant) -> Self {
         Self {
             delays,
+            is_sent_away: false,
+            has_sent: false,
+            handoff: Handoff::None,
             opened: false,
             close_sent: false,
             phase: Phase::Open,
             receiver: Receiver::Attached { quiet_since: now },
+        }
+    }
+
+    /// Continues a session of another node. Its receiver has ended there.
+    pub(crate) fn continued(delays: Delays, now: Instant) -> Self {
+        Self {
+            opened: true,
+            receiver: Receiver::Absent { since: now },
+            ..Self::new(delays, now)
         }
     }
 
@@ -119,6 +175,7 @@ impl State {
             Receiver::Attached { .. } => Attach::Busy,
             Receiver::Absent { .. } => {
                 self.receiver = Receiver::Attached { quiet_since: now };
+                self.has_sent = false;
                 Attach::Attached
             }
         }
@@ -128,9 +185,61 @@ impl State {
     pub(crate) fn detach(&mut self, how: Detach, now: Instant) {
         debug_assert!(self.is_attached(), "only the attached receiver detaches");
         self.receiver = Receiver::Absent { since: now };
-        if how == Detach::Aborted && !matches!(self.phase, Phase::Closing(_)) {
+        if how == Detach::Aborted && matches!(self.phase, Phase::Open) {
             self.phase = Phase::Interrupted;
         }
+    }
+
+    /// Has receivers end after a frame, or soon, also those to come: for a node that drains.
+    pub(crate) fn send_away(&mut self) {
+        self.is_sent_away = true;
+    }
+
+    /// Begins a handoff: the receiver gets what is queued, and ends.
+    ///
+    /// # Errors
+    ///
+    /// [`NotNow`]; nothing has changed.
+    pub(crate) fn begin_handoff(&mut self) -> Result<(), NotNow> {
+        match (self.phase, self.handoff) {
+            (Phase::Open, Handoff::None) if self.opened => {
+                self.handoff = Handoff::Begun;
+                Ok(())
+            }
+            (Phase::Open, Handoff::Begun | Handoff::Cut) => Err(NotNow::Busy),
+            _ => Err(NotNow::NotOpen),
+        }
+    }
+
+    /// Keeps what is queued from receivers from now on: the other node has it.
+    ///
+    /// # Errors
+    ///
+    /// [`NotNow`]; nothing has changed.
+    pub(crate) fn cut(&mut self) -> Result<(), NotNow> {
+        match (self.phase, self.handoff) {
+            (Phase::Open, Handoff::Begun) if self.is_attached() => Err(NotNow::Attached),
+            (Phase::Open, Handoff::Begun) => {
+                self.handoff = Handoff::Cut;
+                Ok(())
+            }
+            (Phase::Open, Handoff::Cut) => Err(NotNow::Busy),
+            _ => Err(NotNow::NotOpen),
+        }
+    }
+
+    /// Continues as before, because the handoff has failed.
+    pub(crate) fn stay(&mut self) {
+        self.handoff = Handoff::None;
+    }
+
+    /// Ends the handoff: another node continues the session. `false` if the session has ended meanwhile.
+    pub(crate) fn moved(&mut self, now: Instant) -> bool {
+        let is_cut = matches!((self.phase, self.handoff), (Phase::Open, Handoff::Cut));
+        if is_cut {
+            self.phase = Phase::Moved { since: now };
+        }
+        is_cut
     }
 
     /// Decides what the attached receiver sends next, and treats it as sent.
@@ -141,19 +250,31 @@ impl State {
         };
         let next = match self.phase {
             Phase::Interrupted => Next::Close(Disconnect::INTERRUPTED),
+            Phase::Moved { since } if since + MOVED_LEAVES <= now => {
+                Next::Close(Disconnect::RESTART)
+            }
+            Phase::Moved { .. } => Next::Leave,
             _ if !self.opened => {
                 self.opened = true;
                 Next::Open
             }
+            Phase::Open if self.handoff == Handoff::Cut => Next::Leave,
             Phase::Open | Phase::Closing(_) if messages_queued => Next::Messages,
             Phase::Closing(disconnect) => {
                 self.close_sent = true;
                 Next::Close(disconnect)
             }
+            Phase::Open if self.handoff == Handoff::Begun => Next::Leave,
+            Phase::Open
+                if self.is_sent_away && (self.has_sent || quiet_since + QUIET_MAX <= now) =>
+            {
+                Next::Leave
+            }
             Phase::Open if quiet_since + self.delays.heartbeat <= now => Next::Heartbeat,
             Phase::Open => return Next::Wait,
         };
         self.receiver = Receiver::Attached { quiet_since: now };
+        self.has_sent = true;
         next
     }
 
@@ -170,18 +291,36 @@ impl State {
             Phase::Open => Inbound::Taken,
             Phase::Closing(_) => Inbound::Dropped,
             Phase::Interrupted => Inbound::Unknown,
+            Phase::Moved { .. } => Inbound::Late,
         }
     }
 
     /// Compares the delays with the clock.
     pub(crate) fn tick(&self, now: Instant) -> Tick {
+        let expires_at = |since: Instant| match self.phase {
+            Phase::Moved { since } => since + MOVED_KEPT,
+            _ => since + self.delays.disconnect,
+        };
         match self.receiver {
-            Receiver::Absent { since } if since + self.delays.disconnect <= now => Tick::Expired,
-            Receiver::Attached { quiet_since } if quiet_since + self.delays.heartbeat <= now => {
+            Receiver::Absent { since } if expires_at(since) <= now => Tick::Expired,
+            Receiver::Attached { quiet_since } if quiet_since + self.quiet_max() <= now => {
                 Tick::Wake
             }
             _ => Tick::Keep,
         }
+    }
+
+    /// How long a receiver may get no frame.
+    fn quiet_max(&self) -> Duration {
+        match self.is_sent_away {
+            true => self.delays.heartbeat.min(QUIET_MAX),
+            false => self.delays.heartbeat,
+        }
+    }
+
+    /// Whether the session is open: neither closed nor handed off.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
     }
 
     /// Whether a receiver is attached.

@@ -8,6 +8,8 @@ use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -20,13 +22,13 @@ use crate::client::relay::Client;
 use crate::client::session::Attach;
 use crate::client::session::Delays;
 use crate::client::session::Full;
+use crate::client::session::Permit;
 use crate::client::session::Quota;
 use crate::client::session::Receiver;
 use crate::client::session::Sent;
 use crate::client::session::Session;
 use crate::hub::outbox::QueueOutbox;
 use crate::hub::outbox::Queued;
-use crate::metrics::Counted;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::protocol::disconnect::Disconnect;
@@ -71,13 +73,52 @@ pub(crate) struct Sessions {
     config: SessionsConfig,
     /// Why each session is closed as soon as it is open, if it is.
     close_on_open: OnceLock<Disconnect>,
+    /// Whether receivers end soon: the node drains.
+    is_sent_away: AtomicBool,
     hasher: RandomState,
     shards: [Mutex<HashMap<Box<str>, Entry>>; SHARDS],
 }
 
 struct Entry {
     session: Arc<Session>,
-    _counted: Counted,
+}
+
+/// The place of a session that another node hands off.
+pub(crate) struct Arriving {
+    sessions: Arc<Sessions>,
+    id: String,
+    permit: Permit,
+}
+
+impl Arriving {
+    /// Continues the session. Its client's messages wait in `outbox`.
+    ///
+    /// # Errors
+    ///
+    /// Why not, as text.
+    pub(crate) fn arrive(
+        self,
+        outbox: Arc<QueueOutbox>,
+        client: Arc<Client>,
+        now: Instant,
+    ) -> Result<(), String> {
+        let Self {
+            sessions,
+            id,
+            permit,
+        } = self;
+        let session = Session::continued(&sessions.config, permit, outbox, client, now);
+        let mut shard = sessions.shard(&id).lock();
+        let known = shard.get(&*id);
+        let is_known = known.is_some_and(|entry| entry.session.moved_to().is_none());
+        if is_known || sessions.close_on_open.get().is_some() {
+            drop(shard); // Before the client, which leaves the hub.
+            return Err("the other node cannot continue the session".to_owned());
+        }
+        let session = Arc::new(session);
+        shard.insert(id.into(), Entry { session });
+        Ok(())
+    }
 }
 
 impl Sessions {
@@ -88,13 +129,14 @@ impl Sessions {
                 .close_on_open
                 .map_or_else(OnceLock::new, OnceLock::from),
             config,
+            is_sent_away: AtomicBool::new(false),
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| Mutex::default()),
         }
     }
 
     /// Attaches a receiver to the session `id`, which `connect` opens for a client at `address` if there
-    /// is none.
+    /// is none. `is_by_edge` says whether it comes by an edge that can continue the session on another node.
     ///
     /// # Errors
     ///
@@ -103,6 +145,7 @@ impl Sessions {
         &self,
         id: &str,
         address: IpAddr,
+        is_by_edge: bool,
         now: Instant,
         connect: impl FnOnce() -> (Arc<QueueOutbox>, Arc<Client>),
     ) -> Result<Receiver, ReceiveError> {
@@ -110,7 +153,9 @@ impl Sessions {
         if let Some(entry) = shard.get(id) {
             // An expired session may still be in the table, until the next sweep.
             if !entry.session.is_over(now) {
-                return match entry.session.state.lock().attach(now) {
+                let session = &entry.session;
+                session.is_by_edge.store(is_by_edge, Ordering::Relaxed);
+                return match session.state.lock().attach(now) {
                     Attach::Attached => Ok(Receiver::new(Arc::clone(&entry.session))),
                     Attach::Busy => Err(ReceiveError::Busy),
                 };
@@ -123,19 +168,51 @@ impl Sessions {
         };
         let (outbox, client) = connect();
         let session = Arc::new(Session::new(&self.config, permit, outbox, client, now));
+        session.is_by_edge.store(is_by_edge, Ordering::Relaxed);
+        if self.is_sent_away.load(Ordering::Relaxed) {
+            session.send_away();
+        }
         if let Some(disconnect) = self.close_on_open.get() {
             session.close(*disconnect);
         }
         let receiver = Receiver::new(Arc::clone(&session));
-        let counted = self.config.metrics.session();
-        shard.insert(
-            id.into(),
-            Entry {
-                session,
-                _counted: counted,
-            },
-        );
+        shard.insert(id.into(), Entry { session });
         Ok(receiver)
+    }
+
+    /// The session `id`, if there is one.
+    pub(crate) fn get(&self, id: &str, now: Instant) -> Option<Arc<Session>> {
+        let shard = self.shard(id).lock();
+        let session = shard.get(id).map(|entry| Arc::clone(&entry.session))?;
+        (!session.is_over(now)).then_some(session)
+    }
+
+    /// Makes room for the session `id` of a client at `address`, which another node hands off to this one.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot come, as text.
+    pub(crate) fn expect(
+        self: &Arc<Self>,
+        id: String,
+        address: IpAddr,
+        now: Instant,
+    ) -> Result<Arriving, String> {
+        if self.close_on_open.get().is_some() {
+            return Err("the other node closes its sessions".to_owned());
+        }
+        // One that was handed off before may come back.
+        let known = self.get(&id, now);
+        if known.is_some_and(|session| session.moved_to().is_none()) {
+            return Err("the other node has such a session".to_owned());
+        }
+        let permit = self.config.quota.take(address);
+        let permit = permit.map_err(|full| self.refuse(full, address, now).to_string())?;
+        Ok(Arriving {
+            sessions: Arc::clone(self),
+            id,
+            permit,
+        })
     }
 
     /// Passes messages on to the session `id`.
@@ -169,6 +246,11 @@ impl Sessions {
         shard
             .get(id)
             .is_some_and(|entry| !entry.session.state.lock().is_interrupted())
+    }
+
+    /// Sends each session [away](Session::send_away) that is opened from now on.
+    pub(crate) fn send_new_away(&self) {
+        self.is_sent_away.store(true, Ordering::Relaxed);
     }
 
     /// Closes each session that is opened from now on as soon as it is open.

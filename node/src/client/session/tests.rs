@@ -85,7 +85,7 @@ impl Bench {
     /// Attaches a receiver. `true` if it opened a session.
     fn receive(&mut self) -> bool {
         let mut opened = None;
-        let received = self.sessions.receive("a", ADDRESS, self.now, || {
+        let received = self.sessions.receive("a", ADDRESS, false, self.now, || {
             let outbox = Arc::new(QueueOutbox::new(64));
             opened = Some(Arc::clone(&outbox));
             let member = Member::Queue(Arc::clone(&outbox));
@@ -161,7 +161,7 @@ fn twenty_thousand_abandoned_sessions_leave_no_state() {
                 .connect(endpoint, Transport::SockjsHttp, member);
             (outbox, Arc::new(client))
         };
-        sessions.receive(&id.to_string(), ADDRESS, bench.now, connect)
+        sessions.receive(&id.to_string(), ADDRESS, false, bench.now, connect)
     };
     for id in 0..20_000 {
         let mut receiver = receive(id).ok().unwrap();
@@ -220,7 +220,7 @@ impl Seen {
             self.frames
         );
         match frame {
-            Frame::Open | Frame::Heartbeat => assert_eq!(self.closed, None),
+            Frame::Open | Frame::Heartbeat | Frame::Leave => assert_eq!(self.closed, None),
             Frame::Messages(messages) => {
                 assert_eq!(self.closed, None);
                 assert_eq!(messages, self.echoes_due, "all of them, in order, once");

@@ -56,6 +56,8 @@ pub(super) enum Request {
     Handoff(Token, Bytes),
     /// Continue the client that was prepared for this token, from there on.
     Resume(Token, Vec<CutAt>),
+    /// Continue the session over HTTP that was prepared for this token: these messages wait for it.
+    ResumeSession(Token, Vec<Bytes>),
 }
 
 /// A node's response.
@@ -132,7 +134,7 @@ mod wire {
         pub(super) from: String,
         #[prost(uint64, tag = "2")]
         pub(super) number: u64,
-        #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
+        #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
         pub(super) body: Option<Body>,
     }
 
@@ -157,6 +159,16 @@ mod wire {
         HandoffRefused(String),
         #[prost(message, tag = "11")]
         Resume(Resume),
+        #[prost(message, tag = "12")]
+        ResumeSession(ResumeSession),
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct ResumeSession {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub(super) token: Bytes,
+        #[prost(bytes = "bytes", repeated, tag = "2")]
+        pub(super) queued: Vec<Bytes>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -303,6 +315,10 @@ impl Message {
                 let cut = cut.into_iter().map(print_cut).collect();
                 wire::Body::Resume(wire::Resume { token, cut })
             }
+            Body::Request(Request::ResumeSession(token, queued)) => {
+                let token = token.bytes();
+                wire::Body::ResumeSession(wire::ResumeSession { token, queued })
+            }
             Body::Response(Response::Handoff(accepted)) => {
                 wire::Body::HandoffRefused(accepted.err().unwrap_or_default())
             }
@@ -342,6 +358,10 @@ impl Message {
                 let token = Token::from_bytes(&token).ok_or(Malformed::Token)?;
                 let cut = cut.into_iter().map(parse_cut).collect::<Result<_, _>>()?;
                 Body::Request(Request::Resume(token, cut))
+            }
+            wire::Body::ResumeSession(wire::ResumeSession { token, queued }) => {
+                let token = Token::from_bytes(&token).ok_or(Malformed::Token)?;
+                Body::Request(Request::ResumeSession(token, queued))
             }
             wire::Body::HandoffRefused(reason) if reason.is_empty() => {
                 Body::Response(Response::Handoff(Ok(())))
@@ -596,6 +616,10 @@ mod tests {
                         position: None,
                     },
                 ],
+            )),
+            Body::Request(Request::ResumeSession(
+                Token::random(),
+                vec![Bytes::from_static(b"\"a\""), Bytes::new()],
             )),
             Body::Response(Response::Handoff(Ok(()))),
             Body::Response(Response::Handoff(Err("full".to_owned()))),

@@ -148,6 +148,20 @@ impl QueueOutbox {
         was_empty
     }
 
+    /// Puts messages that another node has queued in front of those that are queued here. They count against the limit.
+    pub(crate) fn prepend(&self, messages: Vec<Bytes>) {
+        let mut queue = self.queue.lock();
+        if queue.state != State::Open {
+            return;
+        }
+        queue.bytes_queued += messages.iter().map(cost).sum::<usize>();
+        for message in messages.into_iter().rev() {
+            queue.messages.push_front(Waiting::new(message));
+        }
+        drop(queue);
+        self.changed.notify_one();
+    }
+
     /// Appends one quoted message, see [`push_all`](Self::push_all).
     pub(crate) fn push(&self, message: Bytes) {
         self.push_all(slice::from_ref(&message));

@@ -1,7 +1,6 @@
 //! SockJS over HTTP: the responses of each place of an endpoint, and the headers that the protocol requires.
 
 use std::error::Error;
-use std::net::IpAddr;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -18,9 +17,11 @@ use tokio::time;
 
 use crate::client::session::ReceiveError;
 use crate::client::session::Receiver;
+use crate::config::Mode;
 use crate::config::Sockjs;
 use crate::config::SockjsTransport;
 use crate::server::routing::HttpOutcome;
+use crate::server::routing::Source;
 use crate::server::routing::body;
 use crate::server::routing::body::BodyLimits;
 use crate::server::routing::cookie;
@@ -73,8 +74,7 @@ pub(super) struct SessionRequest<'a> {
     pub(super) id: &'a str,
     /// The requested transport.
     pub(super) wire: Wire,
-    /// The client's address.
-    pub(super) client: IpAddr,
+    pub(super) source: Source,
 }
 
 /// Responds to a request of a session.
@@ -122,11 +122,11 @@ async fn respond(
     body: &[u8],
     mut headers: HeaderMap,
 ) -> HttpOutcome {
-    let SessionRequest { id, wire, client } = request;
+    let SessionRequest { id, wire, source } = request;
     let SockjsMount {
         settings, sessions, ..
     } = mount.sockjs();
-    let receiver = receive(mount, id, client);
+    let receiver = receive(mount, id, source);
     let bytes_max = settings.response_bytes_max;
     let callback = || Callback::of_query(parts.uri.query());
     let response = match wire {
@@ -176,9 +176,15 @@ fn later(
 }
 
 /// Attaches a receiver to the session `id`.
-async fn receive(mount: &Mount, id: &str, client: IpAddr) -> Result<Receiver, ReceiveError> {
+async fn receive(mount: &Mount, id: &str, source: Source) -> Result<Receiver, ReceiveError> {
     let sessions = &mount.sockjs().sessions;
-    patiently(|| sessions.receive(id, client, Instant::now(), || mount.connect_session())).await
+    // What only this node knows of the client has no other node to continue it.
+    let is_by_edge = source.is_by_edge && matches!(mount.endpoint.mode, Mode::Relay { .. });
+    patiently(|| {
+        let connect = || mount.connect_session();
+        sessions.receive(id, source.client, is_by_edge, Instant::now(), connect)
+    })
+    .await
 }
 
 /// Calls `attach` until it finds the place free, within bounds.

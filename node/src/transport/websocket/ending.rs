@@ -11,6 +11,7 @@ use tokio::time;
 
 use crate::hub::outbox::SocketOutbox;
 use crate::hub::outbox::SocketState;
+use crate::protocol::disconnect::Disconnect;
 use crate::transport::websocket::CLOSE_TIMEOUT;
 use crate::transport::websocket::connection::Connection;
 use crate::transport::websocket::connection::End;
@@ -70,6 +71,18 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
     };
     tokio::join!(rest, ended);
     outbox
+}
+
+/// Has a client connect again that this node was to continue and cannot. What the client has sent meanwhile is dropped.
+pub(super) async fn turn_away(outbox: &SocketOutbox) {
+    outbox.close(Disconnect::RESTART);
+    let ended = async {
+        flush(outbox).await;
+        outbox.shut_down_write();
+        discard(outbox).await;
+    };
+    let _ = time::timeout(CLOSE_TIMEOUT, ended).await;
+    outbox.shut_down();
 }
 
 async fn flush(outbox: &SocketOutbox) {

@@ -1,16 +1,19 @@
 //! The connection over which a tunnel continues when its backend drains: to another backend of the same pool that takes part.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use http::StatusCode;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::balancer::affinity::SessionKey;
 use crate::balancer::pool::Backend;
 use crate::balancer::pool::Pool;
 use crate::balancer::pool::Tried;
@@ -33,7 +36,7 @@ const REQUEST: &[u8] = b"GET /.causeway/handoff HTTP/1.1\r\nHost: causeway\r\n\
     Connection: Upgrade\r\nUpgrade: causeway-handoff\r\nCauseway-Handoff: 1\r\n\r\n";
 
 /// How many backends are tried.
-const BACKENDS_MAX: usize = 3;
+pub(super) const BACKENDS_MAX: usize = 3;
 
 /// What the tunnels of the edge share: to log, to count, to dial the backend that one is handed off to, and to be parked.
 pub(crate) struct TunnelContext {
@@ -44,10 +47,18 @@ pub(crate) struct TunnelContext {
     pub(crate) parking: Parking,
     /// Handoffs at a time: clients of a backend that drains are asked for all at once.
     pub(crate) handoffs: Arc<Semaphore>,
+    pub(crate) session_handoffs: SessionHandoffs,
     pub(crate) response_limits: ResponseLimits,
     /// For the response of the other backend.
     pub(crate) response_timeout: Duration,
 }
+
+/// The SockJS sessions over HTTP that are being handed off, by the name of the pool and the session. The channels close when the
+/// handoff is over.
+#[derive(Default)]
+pub(crate) struct SessionHandoffs(
+    pub(super) Mutex<HashMap<(String, SessionKey), watch::Receiver<()>>>,
+);
 
 /// The backend that a successor leads to, with the slot for its tunnel. Holds the permit of the handoff until that is over.
 #[derive(Debug)]
@@ -90,7 +101,8 @@ pub(super) fn dial(context: Arc<TunnelContext>, from: Arc<Backend>) -> Dialing<S
     })
 }
 
-async fn attempt(
+/// Opens the connection over which `backend` continues a client.
+pub(super) async fn attempt(
     context: &TunnelContext,
     pool: &Pool,
     backend: &Arc<Backend>,

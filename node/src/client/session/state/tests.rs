@@ -98,6 +98,66 @@ fn a_close_follows_what_is_queued_and_every_later_receiver_gets_it_again() {
 }
 
 #[test]
+fn a_session_that_is_sent_away_ends_its_receivers_after_a_frame_or_soon() {
+    let start = Instant::now();
+    let mut state = open(start);
+    state.send_away();
+    assert_eq!(state.next(true, start), Next::Messages);
+    assert_eq!(state.next(false, start), Next::Leave);
+    state.detach(Detach::Finished, start);
+    assert_eq!(state.attach(start), Attach::Attached);
+    assert_eq!(state.tick(start), Tick::Keep);
+    assert_eq!(state.next(false, start), Next::Wait);
+    let due = start + QUIET_MAX;
+    assert_eq!(state.tick(due), Tick::Wake);
+    assert_eq!(state.next(false, due), Next::Leave);
+}
+
+#[test]
+fn a_session_of_another_node_continues_where_it_was() {
+    let start = Instant::now();
+    let mut state = State::continued(DELAYS, start);
+    assert_eq!(state.tick(start + DELAYS.disconnect), Tick::Expired);
+    assert_eq!(state.attach(start), Attach::Attached);
+    assert_eq!(state.next(true, start), Next::Messages);
+    assert_eq!(state.next(false, start), Next::Wait);
+}
+
+#[test]
+fn a_session_that_was_handed_off_is_known_for_a_while() {
+    let start = Instant::now();
+    let mut state = open(start);
+    state.detach(Detach::Finished, start);
+    assert_eq!(state.begin_handoff(), Ok(()));
+    assert_eq!(state.cut(), Ok(()));
+    assert!(state.moved(start));
+    let just_before = start + MOVED_KEPT - Duration::from_millis(1);
+    assert_eq!(state.tick(just_before), Tick::Keep);
+    assert_eq!(state.tick(start + MOVED_KEPT), Tick::Expired);
+}
+
+#[test]
+fn a_receiver_that_keeps_coming_after_a_handoff_has_its_client_connect_again() {
+    let start = Instant::now();
+    let mut state = open(start);
+    state.detach(Detach::Finished, start);
+    assert_eq!(state.begin_handoff(), Ok(()));
+    assert_eq!(state.cut(), Ok(()));
+    assert!(state.moved(start));
+    for (after, next) in [
+        (Duration::ZERO, Next::Leave),
+        (MOVED_LEAVES - Duration::from_millis(1), Next::Leave),
+        (MOVED_LEAVES, Next::Close(Disconnect::RESTART)),
+        (MOVED_KEPT, Next::Close(Disconnect::RESTART)),
+    ] {
+        let now = start + after;
+        assert_eq!(state.attach(now), Attach::Attached);
+        assert_eq!(state.next(false, now), next, "{after:?}");
+        state.detach(Detach::Finished, now);
+    }
+}
+
+#[test]
 fn the_first_reason_of_a_close_stays() {
     let now = Instant::now();
     let mut state = open(now);
@@ -114,19 +174,25 @@ fn the_first_reason_of_a_close_stays() {
 /// is called with messages queued, without, and without after the heartbeat's delay; `tick` at once and
 /// after both delays.
 const TABLE: &str = "
-state        attach                answered       aborted        next_queued    next_empty     next_quiet     close          inbound  tick  late
-new+         busy                  >new-          >cut_new-      open>open+     open>open+     open>open+     >closing_new+  taken    keep  wake
-new-         attached>new+         *              *              *              *              *              >closing_new-  taken    keep  expired
-open+        busy                  >open-         >cut-          messages       wait           heartbeat      >closing+      taken    keep  wake
-open-        attached>open+        *              *              *              *              *              >closing-      taken    keep  expired
-closing_new+ busy                  >closing_new-  >closing_new-  open>closing+  open>closing+  open>closing+  .              dropped  keep  wake
-closing_new- attached>closing_new+ *              *              *              *              *              .              dropped  keep  expired
-closing+     busy                  >closing-      >closing-      messages       c1012          c1012          .              dropped  keep  wake
-closing-     attached>closing+     *              *              *              *              *              .              dropped  keep  expired
-cut_new+     busy                  >cut_new-      >cut_new-      c1002          c1002          c1002          .              unknown  keep  wake
-cut_new-     attached>cut_new+     *              *              *              *              *              .              unknown  keep  expired
-cut+         busy                  >cut-          >cut-          c1002          c1002          c1002          .              unknown  keep  wake
-cut-         attached>cut+         *              *              *              *              *              .              unknown  keep  expired
+state        attach                answered       aborted        next_queued    next_empty     next_quiet     close          inbound  tick  late     begin        take      stay    moved
+new+         busy                  >new-          >cut_new-      open>open+     open>open+     open>open+     >closing_new+  taken    keep  wake     notopen      notopen   .       false
+new-         attached>new+         *              *              *              *              *              >closing_new-  taken    keep  expired  notopen      notopen   .       false
+open+        busy                  >open-         >cut-          messages       wait           heartbeat      >closing+      taken    keep  wake     ok>leaving+  notopen   .       false
+open-        attached>open+        *              *              *              *              *              >closing-      taken    keep  expired  ok>leaving-  notopen   .       false
+leaving+     busy                  >leaving-      >cut-          messages       leave          leave          >closing+      taken    keep  wake     busy         attached  >open+  false
+leaving-     attached>leaving+     *              *              *              *              *              >closing-      taken    keep  expired  busy         ok>left-  >open-  false
+left+        busy                  >left-         >cut-          leave          leave          leave          >closing+      taken    keep  wake     busy         busy      >open+  true>moved+
+left-        attached>left+        *              *              *              *              *              >closing-      taken    keep  expired  busy         busy      >open-  true>moved-
+moved+       busy                  >moved-        >moved-        leave          leave          c1012          .              late     keep  wake     notopen      notopen   .       false
+moved-       attached>moved+       *              *              *              *              *              .              late     keep  keep     notopen      notopen   .       false
+closing_new+ busy                  >closing_new-  >closing_new-  open>closing+  open>closing+  open>closing+  .              dropped  keep  wake     notopen      notopen   .       false
+closing_new- attached>closing_new+ *              *              *              *              *              .              dropped  keep  expired  notopen      notopen   .       false
+closing+     busy                  >closing-      >closing-      messages       c1012          c1012          .              dropped  keep  wake     notopen      notopen   .       false
+closing-     attached>closing+     *              *              *              *              *              .              dropped  keep  expired  notopen      notopen   .       false
+cut_new+     busy                  >cut_new-      >cut_new-      c1002          c1002          c1002          .              unknown  keep  wake     notopen      notopen   .       false
+cut_new-     attached>cut_new+     *              *              *              *              *              .              unknown  keep  expired  notopen      notopen   .       false
+cut+         busy                  >cut-          >cut-          c1002          c1002          c1002          .              unknown  keep  wake     notopen      notopen   .       false
+cut-         attached>cut+         *              *              *              *              *              .              unknown  keep  expired  notopen      notopen   .       false
 ";
 
 fn state_named(name: &str, now: Instant) -> State {
@@ -144,10 +210,19 @@ fn state_named(name: &str, now: Instant) -> State {
         "closing" => (true, Phase::Closing(Disconnect::RESTART)),
         "cut_new" => (false, Phase::Interrupted),
         "cut" => (true, Phase::Interrupted),
+        "leaving" | "left" => (true, Phase::Open),
+        "moved" => (true, Phase::Moved { since: now }),
         _ => panic!("no state is called {name}"),
     };
     State {
         delays: DELAYS,
+        is_sent_away: false,
+        has_sent: false,
+        handoff: match name {
+            "leaving" => Handoff::Begun,
+            "left" => Handoff::Cut,
+            _ => Handoff::None,
+        },
         opened,
         close_sent: false,
         phase,
@@ -158,7 +233,12 @@ fn state_named(name: &str, now: Instant) -> State {
 fn name_of(state: &State) -> String {
     let phase = match (state.phase, state.opened) {
         (Phase::Open, false) => "new",
-        (Phase::Open, true) => "open",
+        (Phase::Open, true) => match state.handoff {
+            Handoff::None => "open",
+            Handoff::Begun => "leaving",
+            Handoff::Cut => "left",
+        },
+        (Phase::Moved { .. }, _) => "moved",
         (Phase::Closing(_), false) => "closing_new",
         (Phase::Closing(_), true) => "closing",
         (Phase::Interrupted, false) => "cut_new",
@@ -168,6 +248,13 @@ fn name_of(state: &State) -> String {
     format!("{phase}{receiver}")
 }
 
+fn result(result: Result<(), NotNow>) -> String {
+    match result {
+        Ok(()) => "ok".to_owned(),
+        Err(not_now) => format!("{not_now:?}").to_lowercase(),
+    }
+}
+
 /// Applies `event` and returns the result.
 fn happen(state: &mut State, event: &str, now: Instant) -> String {
     let quiet = now + DELAYS.heartbeat;
@@ -175,6 +262,7 @@ fn happen(state: &mut State, event: &str, now: Instant) -> String {
         Next::Open => "open".to_owned(),
         Next::Messages => "messages".to_owned(),
         Next::Heartbeat => "heartbeat".to_owned(),
+        Next::Leave => "leave".to_owned(),
         Next::Close(disconnect) => format!("c{}", disconnect.code),
         Next::Wait => "wait".to_owned(),
     };
@@ -197,6 +285,13 @@ fn happen(state: &mut State, event: &str, now: Instant) -> String {
         }
         "inbound" => format!("{:?}", state.inbound()).to_lowercase(),
         "tick" => format!("{:?}", state.tick(now)).to_lowercase(),
+        "begin" => result(state.begin_handoff()),
+        "take" => result(state.cut()),
+        "stay" => {
+            state.stay();
+            String::new()
+        }
+        "moved" => state.moved(now).to_string(),
         "late" => format!("{:?}", state.tick(quiet.max(now + DELAYS.disconnect))).to_lowercase(),
         _ => panic!("no event is called {event}"),
     }
@@ -236,8 +331,8 @@ fn every_state_handles_every_event_as_in_the_table() {
         }
     }
     assert_eq!(
-        states, 12,
-        "three phases, opened or not, with a receiver or without"
+        states, 18,
+        "three phases, opened or not, and those of a handoff, with a receiver or without"
     );
 }
 
@@ -249,10 +344,11 @@ proptest! {
     /// Properties of any sequence of events, beyond single transitions.
     #[test]
     fn any_order_of_events_keeps_one_open_frame_one_reason_and_an_end(
-        events in proptest::collection::vec((0_usize..8, 0_u64..30), 0..80),
+        events in proptest::collection::vec((0_usize..11, 0_u64..30), 0..80),
     ) {
-        const EVENTS: [&str; 8] = [
+        const EVENTS: [&str; 11] = [
             "attach", "answered", "aborted", "next_queued", "next_empty", "close", "inbound", "tick",
+            "begin", "take", "stay",
         ];
         let mut now = Instant::now();
         let mut state = State::new(DELAYS, now);

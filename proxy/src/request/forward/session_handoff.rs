@@ -1,0 +1,188 @@
+//! A SockJS session over HTTP whose backend drains: another backend continues it, and gets its requests from then on.
+//!
+//! Requests of the session wait meanwhile, so that none reaches a backend that no longer has it, or does not have it yet. The
+//! crate `causeway-node` documents what is asked of the backend (`protocol::handoff::SESSION`).
+
+use std::collections::hash_map::Entry;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::balancer::affinity::SessionKey;
+use crate::balancer::pool::Backend;
+use crate::balancer::pool::Pool;
+use crate::balancer::pool::Tried;
+use crate::http::fields::{Fields as _, Response as _};
+use crate::http::http1::ResponseReader;
+use crate::request::exchange::DepartingSession;
+use crate::request::exchange::HANDOFF_HEADER;
+use crate::request::exchange::HANDOFF_PATH;
+use crate::request::forward::handoff::BACKENDS_MAX;
+use crate::request::forward::handoff::TunnelContext;
+use crate::request::forward::handoff::attempt;
+
+/// How long the backend may take to hand a session off: longer than a node takes if all goes as slowly as it may.
+const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(8);
+
+/// The response of the backend.
+#[derive(Debug, PartialEq, Eq)]
+enum Response {
+    Moved,
+    /// It was handed off before, to this instance.
+    Elsewhere(String),
+    /// It stays; the reason.
+    Stays(String),
+}
+
+/// One handoff. Dropping it lets the requests go on that wait.
+struct UnderWay {
+    context: Arc<TunnelContext>,
+    key: (String, SessionKey),
+    _over: watch::Sender<()>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let handoffs = &self.context.session_handoffs;
+        handoffs.0.lock().remove(&self.key);
+    }
+}
+
+/// Hands the session off, or waits for that if another request has begun it. Afterwards the pool knows which backend has it.
+///
+/// # Cancel safety
+///
+/// The handoff goes on.
+pub(super) async fn settle(context: &Arc<TunnelContext>, departing: DepartingSession) {
+    let DepartingSession { pool, session } = departing;
+    let mut over = {
+        let mut under_way = context.session_handoffs.0.lock();
+        match under_way.entry((pool.name.clone(), session)) {
+            Entry::Occupied(entry) => entry.get().clone(),
+            Entry::Vacant(entry) => {
+                let (sender, over) = watch::channel(());
+                let this = UnderWay {
+                    context: Arc::clone(context),
+                    key: entry.key().clone(),
+                    _over: sender,
+                };
+                entry.insert(over.clone());
+                context.tunnels.tasks().spawn(this.hand_off(pool));
+                over
+            }
+        }
+    };
+    let _ = over.changed().await; // An error, as nothing is ever sent: it is over.
+}
+
+impl UnderWay {
+    async fn hand_off(self, pool: Arc<Pool>) {
+        let (context, session) = (&self.context, &self.key.1);
+        let handoffs = Arc::clone(&context.handoffs);
+        let Ok(_permit) = handoffs.acquire_owned().await else {
+            return;
+        };
+        // It may have been handed off since the request that this is for has looked.
+        let Some(from) = pool.departing_holder(session) else {
+            return;
+        };
+        let metrics = &context.proxy.metrics;
+        match move_session(context, &pool, &from, session).await {
+            Ok(to) => {
+                pool.move_session(session, &to);
+                metrics.handoffs_moved.inc();
+            }
+            Err(reason) => {
+                debug!(pool = pool.name, backend = %from.id, reason, "session not handed off");
+                metrics.handoffs_stayed.inc();
+            }
+        }
+    }
+}
+
+/// Has `from` hand the session off, to the backend that is returned.
+async fn move_session(
+    context: &TunnelContext,
+    pool: &Pool,
+    from: &Arc<Backend>,
+    session: &SessionKey,
+) -> Result<Arc<Backend>, String> {
+    let mut tried = Tried::default();
+    tried.add(from);
+    let mut failure = "no other backend takes part".to_owned();
+    for _ in 0..BACKENDS_MAX {
+        let Some(backend) = pool.other_than(&tried, Instant::now()) else {
+            break;
+        };
+        tried.add(&backend);
+        // Its connection names the handoff, and is held until the backend has responded.
+        let place = match attempt(context, pool, &backend).await {
+            Ok(place) => place,
+            Err(reason) => {
+                failure = reason;
+                continue;
+            }
+        };
+        match ask(context, pool, from, session, &place.target).await? {
+            Response::Moved => return Ok(backend),
+            Response::Elsewhere(instance) => {
+                if place.target.split(' ').next() == Some(&*instance) {
+                    return Ok(backend);
+                }
+                failure = format!("another edge has had it handed off, to the node {instance}");
+            }
+            Response::Stays(reason) => return Err(reason),
+        }
+    }
+    Err(failure)
+}
+
+/// Asks `from` to hand the session off to `target`.
+async fn ask(
+    context: &TunnelContext,
+    pool: &Pool,
+    from: &Backend,
+    session: &SessionKey,
+    target: &str,
+) -> Result<Response, String> {
+    let session = session.as_str();
+    if !session.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("its name cannot be sent in a header".to_owned());
+    }
+    let request = format!(
+        "POST {HANDOFF_PATH} HTTP/1.1\r\nHost: causeway\r\nConnection: close\r\nContent-Length: 0\r\n\
+         Causeway-Handoff: {target}\r\nCauseway-Session: {session}\r\n\r\n"
+    );
+    let dialed = context.dialer.dial(&from.address, pool.tls.as_deref());
+    let mut socket = dialed.await.map_err(|error| error.to_string())?.socket;
+    let mut reader = ResponseReader::new(context.response_limits);
+    let exchanged = async {
+        socket.write_all(request.as_bytes()).await?;
+        socket.flush().await?;
+        io::Result::Ok(poll_fn(|cx| reader.poll(cx, &mut socket)).await)
+    };
+    let head = timeout(RESPONSE_WAIT_MAX, exchanged)
+        .await
+        .map_err(|_| "no response of its backend in time")?
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    let status = head.status();
+    Ok(match head.text(HANDOFF_HEADER) {
+        _ if status == StatusCode::OK => Response::Moved,
+        Some(instance) if status == StatusCode::TEMPORARY_REDIRECT => {
+            Response::Elsewhere(instance.to_owned())
+        }
+        _ => {
+            let body = reader.into_rest();
+            let reason = String::from_utf8_lossy(&body[..body.len().min(200)]);
+            Response::Stays(format!("{status}: {}", reason.trim()))
+        }
+    })
+}
