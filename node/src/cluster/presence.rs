@@ -137,6 +137,11 @@ impl Present {
         self.announce
     }
 
+    /// Another node may take it over from now on, or no longer.
+    pub(crate) fn set_offered(&self, is_offered: bool) {
+        self.registration.set_offered(is_offered);
+    }
+
     /// Ends it after another node has taken it over: no leave is told.
     pub(crate) fn give_up(self) {
         self.registration.give_up();

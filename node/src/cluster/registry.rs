@@ -439,6 +439,11 @@ impl Registration {
         }
     }
 
+    /// Another node may take the entry over from now on, or no longer: it is not written meanwhile.
+    pub(crate) fn set_offered(&self, is_offered: bool) {
+        self.shard.set_offered(&self.slot, is_offered);
+    }
+
     /// Ends it after another node has taken the entry over: nothing is removed that names the other node, and no leave is
     /// reported.
     pub(crate) fn give_up(mut self) {

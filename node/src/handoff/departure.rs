@@ -244,6 +244,7 @@ impl Departures {
         #[cfg(debug_assertions)]
         let cut = sabotage::aged(cut);
         // The other node continues the client from here on, or has it connect again.
+        departing.offer_presence();
         let resumed = self.control.resume(target.instance, token, cut);
         match time::timeout(RESUME_WAIT_MAX, resumed).await {
             Ok(Ok(())) => {}

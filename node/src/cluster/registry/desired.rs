@@ -83,7 +83,7 @@ pub(super) enum Event {
 /// All slots of this node.
 ///
 /// Invariants: a slot is in `unsettled`, under its entry's `seq`, if and only if its desired value is not
-/// stored and no write for it is in flight; `in_flight` holds the sequence numbers of writes that are; a slot
+/// stored, no write for it is in flight and no other node may take it over; `in_flight` holds the sequence numbers of writes that are; a slot
 /// in which nothing is stored, desired or in flight has no entry.
 #[derive(Debug, Default)]
 pub(super) struct DesiredState {
@@ -115,6 +115,8 @@ struct Entry {
     may_be_put: bool,
     /// Another node has taken it over: its removal here is told to nobody.
     is_released: bool,
+    /// Another node may take it over at this moment: it is not written.
+    is_offered: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +140,7 @@ impl Entry {
             may_be_removed: false,
             may_be_put: false,
             is_released: false,
+            is_offered: false,
         }
     }
 
@@ -192,6 +195,15 @@ impl DesiredState {
             self.settle(slot);
         }
         self.end()
+    }
+
+    /// Another node may take the entry over from now on, or no longer. Meanwhile a new lease does not write it again: that would
+    /// overwrite the other node's entry, which this node would then remove.
+    pub(super) fn set_offered(&mut self, slot: &Slot, is_offered: bool) {
+        if let Some(entry) = self.entries.get_mut(slot) {
+            entry.is_offered = is_offered;
+            self.settle(slot);
+        }
     }
 
     /// One of the registrations of `slot` has ended.
@@ -406,7 +418,8 @@ impl DesiredState {
             Stored::Value(value) => entry.is_wanted() && *value == entry.value,
             Stored::Unknown => false,
         };
-        let is_unsettled = !is_fulfilled && !entry.is_in_flight;
+        let is_held = entry.is_offered && entry.is_wanted();
+        let is_unsettled = !is_fulfilled && !entry.is_in_flight && !is_held;
         match entry.seq {
             None if is_unsettled => {
                 entry.seq = Some(self.next_seq);

@@ -74,6 +74,11 @@ impl Shard {
         self.change_desired(|desired| desired.take_over(slot, value))
     }
 
+    /// Another node may take the entry over, or no longer, see [`DesiredState::set_offered`].
+    pub(super) fn set_offered(&self, slot: &Slot, is_offered: bool) {
+        self.change_desired(|desired| desired.set_offered(slot, is_offered));
+    }
+
     /// One of the registrations of `slot` has ended, see [`DesiredState::release`].
     pub(super) fn release(&self, slot: &Slot) {
         self.change_desired(|desired| desired.release(slot));

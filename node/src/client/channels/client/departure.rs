@@ -277,6 +277,20 @@ impl Departing {
         self.client.state.lock().settled().is_some()
     }
 
+    /// The other node may take the client's presence over from now on: this one does not write it again. Until this is dropped.
+    pub(crate) fn offer_presence(&self) {
+        self.set_presence_offered(true);
+    }
+
+    fn set_presence_offered(&self, is_offered: bool) {
+        let mut state = self.client.state.lock();
+        state.each_subscription(|subscription| {
+            if let Some(present) = &subscription.attachment.present {
+                present.set_offered(is_offered);
+            }
+        });
+    }
+
     /// Gives the client up, which continues on the other node: `controls` gets the commands for it. No leave is told.
     pub(crate) fn leave(mut self, controls: &Arc<dyn ClientControl>) {
         self.has_left = true;
@@ -321,6 +335,7 @@ const CHANGING: &str = "a subscription of the client begins or ends now";
 impl Drop for Departing {
     fn drop(&mut self) {
         if !self.has_left {
+            self.set_presence_offered(false);
             self.client.is_departing.store(false, Ordering::Relaxed);
             self.client.continue_commands();
         }

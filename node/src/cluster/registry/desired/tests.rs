@@ -241,6 +241,33 @@ fn a_member_that_another_node_takes_over_is_told_to_nobody() {
 }
 
 #[test]
+fn a_new_lease_does_not_write_a_member_that_another_node_may_take_over() {
+    for is_taken_over in [true, false] {
+        let mut desired = DesiredState::default();
+        let slot = member("a");
+        desired.enter(slot.clone(), value("ann"));
+        carry_out(&mut desired, true);
+        desired.set_offered(&slot, true);
+        desired.renew_all(Swept::Yes);
+        assert_eq!(desired.next_batch(10), [], "it may be the other node's");
+        if is_taken_over {
+            desired.release(&slot);
+            let batch = desired.next_batch(10);
+            assert!(batch[0].is_release && batch[0].put.is_none());
+            for write in batch {
+                assert_eq!(desired.answered(write, false), None);
+            }
+            assert!(desired.is_idle() && desired.entries.is_empty());
+        } else {
+            // It was swept with the lease, so it joins again.
+            desired.set_offered(&slot, false);
+            let joined = Event::Joined(slot, value("ann"));
+            assert_eq!(carry_out(&mut desired, true), [joined]);
+        }
+    }
+}
+
+#[test]
 fn a_member_that_is_taken_over_and_was_swept_joins_again() {
     let mut desired = DesiredState::default();
     let slot = member("a");
