@@ -2,11 +2,12 @@
 //! each client saw.
 //!
 //! ```text
-//! publishers ─HTTP API─▶ three nodes ◀─wires that fail─▶ redis, and a replica that lags
+//! publishers ─HTTP API─▶ three nodes ◀─wires that fail─▶ redis, and replicas that lag
 //!      └──── sent, acked ──▶ checker ◀── seen, told ──── clients that come back
 //! ```
-//! [`faults`] are chosen by a seed, [`scene`] is what they happen to, [`wire`] what lies between, [`clients`] and [`publishers`]
-//! say to the [`record`] what they see, and the [`checker`] finds what must not be. A [`report`] is for people.
+//! [`faults`] are chosen by a seed, [`scene`] is what they happen to, with the [`servers`] of a [`topology`]; [`wire`] is what lies
+//! between, [`clients`] and [`publishers`] say to the [`record`] what they see, and the [`checker`] finds what must not be. A
+//! [`report`] is for people.
 
 use std::{
     collections::BTreeMap,
@@ -25,20 +26,25 @@ use tokio::{
 pub mod checker;
 pub mod clients;
 pub mod faults;
+pub mod kind;
 pub mod publishers;
 pub mod record;
 pub mod report;
 pub mod scene;
+pub mod servers;
+pub mod topology;
 pub mod violation;
 pub mod wire;
 
 use checker::Position;
 use clients::{Behaviour, Client};
-use faults::{Havoc, Kind, Schedule};
+use faults::{Havoc, Schedule};
+use kind::Kind;
 use publishers::Publisher;
 use record::Record;
 use report::{Outcome, Report};
 use scene::Scene;
+use topology::Topology;
 
 /// Channels that keep more than anybody misses.
 const DEEP_CHANNELS: usize = 8;
@@ -75,12 +81,14 @@ pub struct Plan {
     pub name: String,
     /// How long there are faults.
     pub lasts: Duration,
+    /// Which Redis servers there are.
+    pub topology: Topology,
     /// What the schedule, the victims and all other choices follow from.
     pub seed: u64,
     /// The kinds of faults; none, and there is only load.
     pub kinds: Vec<Kind>,
-    /// What the nodes do wrong on purpose, as their debug builds understand it: `drop:300`, `repeat:300`, `swap:300`.
-    pub sabotage: Option<String>,
+    /// What the nodes do wrong on purpose, by turns, as their debug builds understand it: `drop:300`, `repeat:300`, `swap:300`.
+    pub sabotage: Vec<String>,
     /// For everybody to have everything once all is well again.
     pub settle: Duration,
     /// Messages a second, of all publishers together, while they are answered.
@@ -93,7 +101,7 @@ pub struct Plan {
 ///
 /// The harness failed. What the programs did wrong is in the report.
 pub async fn run(plan: &Plan) -> Result<Report> {
-    let mut scene = Scene::start(&plan.name, plan.sabotage.as_deref()).await?;
+    let mut scene = Scene::start(&plan.name, plan.topology, &plan.sabotage).await?;
     let outcome = run_on(plan, &mut scene).await;
     let files = scene.end();
     match outcome {
@@ -138,6 +146,7 @@ async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
     } = load.finish(plan.settle).await?;
     let (tally, checker) = (record.tally().clone(), record.checker());
     Ok(Outcome {
+        topology: plan.topology,
         seed: plan.seed,
         lasted,
         faults: counts,

@@ -1,6 +1,6 @@
 //! What is done to the programs, in which order, and for how long: all of it follows from a seed.
 
-use std::{fmt, sync::atomic::Ordering, time::Duration};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{sync::watch, time::sleep};
@@ -9,104 +9,13 @@ use crate::{
     chaos::{
         checker::Scope,
         clients::{Behaviour, Manner},
+        kind::Kind,
         record::Record,
         scene::{NODES, Scene},
         wire::{Condition, Direction, Half},
     },
     harness::process::Signal,
 };
-
-/// The kinds of faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// kill -9 of a node; then a new one in its place.
-    NodeKilled,
-    /// SIGSTOP, then SIGCONT, now and then so late that its lease is over.
-    NodeStopped,
-    /// Redis killed, and started again with all its data.
-    RedisKilled,
-    /// Redis killed, and started again with nothing.
-    RedisEmptied,
-    /// `CLIENT KILL TYPE pubsub`.
-    SubscribersKilled,
-    /// The primary killed, and a replica in its place that had fallen behind.
-    PrimaryReplaced,
-    /// A replica that had fallen behind made the primary, and the old one its replica, whose connections stay open.
-    PrimaryDemoted,
-    /// The wires between nodes and Redis reset, and not there for a while.
-    WireCut,
-    /// A wire on which everything takes long.
-    WireSlow,
-    /// All connections of a wire closed or mute in one direction, until somebody notices.
-    WireHalfClosed,
-    /// Clients that stay connected and do not read.
-    SlowReaders,
-    /// Clients that go, and come back.
-    ComeAndGo,
-    /// Clients that unsubscribe and subscribe again on the same connection, again and again.
-    Resubscribing,
-    /// Redis has reached `maxmemory`, and refuses what would take more of it.
-    RedisFull,
-    /// Redis evicts keys one by one: streams, their positions, leases.
-    KeysEvicted,
-    /// The application takes longer to respond to a hook than `hooks.timeout`.
-    SlowHook,
-}
-
-impl Kind {
-    /// All that nodes have to stand.
-    pub const ALL: [Self; 16] = [
-        Self::NodeKilled,
-        Self::NodeStopped,
-        Self::RedisKilled,
-        Self::RedisEmptied,
-        Self::SubscribersKilled,
-        Self::PrimaryReplaced,
-        Self::PrimaryDemoted,
-        Self::WireCut,
-        Self::WireSlow,
-        Self::WireHalfClosed,
-        Self::SlowReaders,
-        Self::ComeAndGo,
-        Self::Resubscribing,
-        Self::RedisFull,
-        Self::KeysEvicted,
-        Self::SlowHook,
-    ];
-
-    /// Those beside which another one may begin before they end.
-    const BESIDE_OTHERS: [Self; 5] = [
-        Self::WireSlow,
-        Self::SlowReaders,
-        Self::ComeAndGo,
-        Self::Resubscribing,
-        Self::SlowHook,
-    ];
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self {
-            Self::NodeKilled => "node killed",
-            Self::NodeStopped => "node stopped",
-            Self::RedisKilled => "redis killed, data kept",
-            Self::RedisEmptied => "redis killed, data gone",
-            Self::SubscribersKilled => "CLIENT KILL TYPE pubsub",
-            Self::PrimaryReplaced => "primary replaced by a replica that lagged",
-            Self::PrimaryDemoted => "primary demoted behind a replica that lagged",
-            Self::WireCut => "wire cut",
-            Self::WireSlow => "wire slow",
-            Self::WireHalfClosed => "wire half-closed",
-            Self::SlowReaders => "slow readers",
-            Self::ComeAndGo => "clients that come and go",
-            Self::Resubscribing => "clients that subscribe again",
-            Self::RedisFull => "redis at maxmemory",
-            Self::KeysEvicted => "keys evicted one by one",
-            Self::SlowHook => "slow hook",
-        };
-        f.pad(text)
-    }
-}
 
 /// Which kind comes when: each as often as any other, in an order of its own each time.
 #[derive(Debug)]
@@ -249,6 +158,8 @@ impl Havoc<'_> {
             Kind::RedisFull => millis = self.dice.u64(300..1_500),
             Kind::KeysEvicted => {}
             Kind::SlowHook => millis = self.dice.u64(1_000..3_000),
+            Kind::PrimaryPaused => millis = self.dice.u64(300..4_000),
+            Kind::Failover | Kind::SlotsMoved => {}
         }
         let (mut delay, mut half) = (Duration::ZERO, (Direction::Back, Half::Closed));
         match kind {
@@ -277,7 +188,10 @@ impl Havoc<'_> {
             | Kind::PrimaryReplaced
             | Kind::PrimaryDemoted
             | Kind::RedisFull
-            | Kind::KeysEvicted => vec![Scope::Everyone],
+            | Kind::KeysEvicted
+            | Kind::Failover
+            | Kind::PrimaryPaused
+            | Kind::SlotsMoved => vec![Scope::Everyone],
             Kind::SlowReaders => victims.iter().copied().map(Scope::Client).collect(),
             Kind::ComeAndGo | Kind::Resubscribing | Kind::SlowHook => Vec::new(),
             _ => victims.iter().copied().map(Scope::Node).collect(),
@@ -297,27 +211,25 @@ impl Havoc<'_> {
         match kind {
             Kind::NodeKilled => self.scene.nodes[node].kill().await?,
             Kind::NodeStopped => self.scene.nodes[node].process.signal(Signal::Stop),
-            Kind::RedisKilled | Kind::RedisEmptied => self.scene.primary.kill().await?,
-            Kind::SubscribersKilled => {
-                let primary = &self.scene.primary;
-                primary.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).await?;
-            }
-            Kind::PrimaryDemoted => self.scene.hold_replication(),
-            Kind::PrimaryReplaced => {
-                self.scene.hold_replication();
-                sleep(Duration::from_millis(self.dice.u64(200..1_200))).await;
-                self.scene.lose_primary().await?;
-            }
             Kind::WireCut => {
                 for node in &victims {
-                    self.scene.wires[*node].set(Condition::Cut);
+                    for wire in self.scene.servers.part(*node, &mut self.dice).await? {
+                        wire.set(Condition::Cut);
+                    }
                 }
             }
-            Kind::WireSlow => self.scene.wires[node].set(Condition::Slow(delay)),
-            Kind::WireHalfClosed => self.scene.wires[node].half_close(half.0, half.1),
+            Kind::WireSlow => {
+                for wire in self.scene.servers.wires(node) {
+                    wire.set(Condition::Slow(delay));
+                }
+            }
+            Kind::WireHalfClosed => {
+                for wire in self.scene.servers.part(node, &mut self.dice).await? {
+                    wire.half_close(half.0, half.1);
+                }
+            }
             Kind::SlowReaders => self.set(&victims, |_| Behaviour::Dawdle),
             Kind::Resubscribing => self.set(&victims, |_| Behaviour::Resubscribe),
-            Kind::RedisFull => self.scene.limit_memory(1).await?,
             Kind::KeysEvicted => self.evict_keys().await?,
             Kind::SlowHook => self.scene.slow_hook.store(true, Ordering::Relaxed),
             Kind::ComeAndGo => self.set(&victims, |dice| {
@@ -327,6 +239,10 @@ impl Havoc<'_> {
                     Manner::Vanishing
                 })
             }),
+            _ => {
+                let begun = self.scene.servers.begin(kind, &mut self.dice, self.record);
+                self.lost_writes += begun.await?;
+            }
         }
         Ok(UnderWay {
             kind,
@@ -343,42 +259,25 @@ impl Havoc<'_> {
             Kind::NodeStopped => self.scene.nodes[victims[0]]
                 .process
                 .signal(Signal::Continue),
-            Kind::RedisKilled => self.scene.primary.restart().await?,
-            Kind::RedisEmptied => {
-                self.scene.primary.forget()?;
-                self.scene.primary.restart().await?;
-            }
-            Kind::PrimaryReplaced => {
-                let kept = self.offsets_at_replica().await?;
-                self.lost_writes += self.lost_writes(&kept);
-                self.scene.promote_replica().await?;
-            }
-            Kind::PrimaryDemoted => {
-                let kept = self.offsets_at_replica().await?;
-                let link_down = Duration::from_millis(self.dice.u64(200..1_500));
-                self.scene.demote_primary(link_down).await?;
-                self.lost_writes += self.lost_writes(&kept);
-            }
             Kind::WireCut | Kind::WireSlow => {
                 for node in &victims {
-                    self.scene.wires[*node].set(Condition::Whole);
+                    for wire in self.scene.servers.wires(*node) {
+                        wire.set(Condition::Whole);
+                    }
                 }
             }
             Kind::SlowReaders | Kind::ComeAndGo | Kind::Resubscribing => {
                 self.set(&victims, |_| Behaviour::Listen);
             }
-            Kind::RedisFull => self.scene.limit_memory(0).await?,
             Kind::SlowHook => self.scene.slow_hook.store(false, Ordering::Relaxed),
-            Kind::SubscribersKilled | Kind::WireHalfClosed | Kind::KeysEvicted => {}
+            Kind::WireHalfClosed | Kind::KeysEvicted => {}
+            kind => {
+                let ended = self.scene.servers.end(kind, &mut self.dice, self.record);
+                self.lost_writes += ended.await?;
+            }
         }
         self.record.fault_ended(fault.number);
-        match fault.kind {
-            Kind::PrimaryReplaced => self.scene.replace_replica().await,
-            Kind::RedisKilled | Kind::RedisEmptied | Kind::PrimaryDemoted => {
-                self.scene.replicating().await
-            }
-            _ => Ok(()),
-        }
+        self.scene.servers.restore(fault.kind).await
     }
 
     /// Deletes keys one after the other, as a Redis does that evicts them.
@@ -386,35 +285,16 @@ impl Havoc<'_> {
         for _ in 0..self.dice.usize(4..16) {
             let channel = self.dice.usize(..self.record.channels());
             let channel = self.record.channel(channel);
-            let key = match self.dice.u8(..8) {
-                0 => "causeway:{no}:live".to_owned(),
-                1 => "causeway:{no}:info".to_owned(),
-                2..5 => format!("causeway:st:{{{channel}}}"),
-                _ => format!("causeway:me:{{{channel}}}"),
+            let (key, channel) = match self.dice.u8(..8) {
+                0 => ("causeway:{no}:live".to_owned(), None),
+                1 => ("causeway:{no}:info".to_owned(), None),
+                2..5 => (format!("causeway:st:{{{channel}}}"), Some(channel)),
+                _ => (format!("causeway:me:{{{channel}}}"), Some(channel)),
             };
-            self.scene.primary.cli(&["DEL", &key]).await?;
+            self.scene.servers.evict(&key, channel).await?;
             sleep(Duration::from_millis(self.dice.u64(20..150))).await;
         }
         Ok(())
-    }
-
-    /// Where the streams are at the replica, channel by channel.
-    async fn offsets_at_replica(&self) -> Result<Vec<u64>> {
-        let mut offsets = Vec::new();
-        for channel in 0..self.record.channels() {
-            let key = format!("causeway:me:{{{}}}", self.record.channel(channel));
-            let offset = self.scene.replica.cli(&["HGET", &key, "offset"]).await?;
-            offsets.push(offset.parse().unwrap_or(0));
-        }
-        Ok(offsets)
-    }
-
-    /// Acknowledged messages behind these offsets.
-    fn lost_writes(&self, kept: &[u64]) -> u64 {
-        let checker = self.record.checker();
-        let lost = kept.iter().enumerate();
-        lost.map(|(channel, offset)| checker.acked_last_behind(channel, *offset))
-            .sum()
     }
 
     fn some_clients(&mut self, count: usize) -> Vec<usize> {

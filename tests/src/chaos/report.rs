@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, ops::Deref, time::Duration};
 
 use crate::{
-    chaos::{checker::Counts, faults::Kind, record::Tally, violation::Violation},
+    chaos::{checker::Counts, kind::Kind, record::Tally, topology::Topology, violation::Violation},
     harness::scratch::Scratch,
 };
 
@@ -27,6 +27,8 @@ impl Deref for Report {
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// Which servers there were.
+    pub topology: Topology,
     /// What the schedule follows from.
     pub seed: u64,
     /// How long there were faults.
@@ -71,7 +73,11 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tally, counts, .. } = self;
         let (faults, lasted) = (self.faults_count(), self.lasted);
-        writeln!(f, "{faults} faults in {lasted:.0?}, seed {}", self.seed)?;
+        let Self { topology, seed, .. } = self;
+        writeln!(
+            f,
+            "{faults} faults in {lasted:.0?}, topology {topology}, seed {seed}"
+        )?;
         for (kind, count) in &self.faults {
             writeln!(f, "  {kind:<45} {count:>6}")?;
         }

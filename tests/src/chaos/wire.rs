@@ -1,6 +1,10 @@
 //! A wire to Redis that can be cut, slowed down and half-closed, and that can lead to another server.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Result;
 use parking_lot::Mutex;
@@ -80,7 +84,21 @@ impl Wire {
     ///
     /// There is no port.
     pub async fn start(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(loopback::own_any_port()).await?;
+        Self::start_on(loopback::own(), target, Vec::new()).await
+    }
+
+    /// The same that begins on `host`, and on which texts of what comes back are replaced by others of the same length.
+    ///
+    /// # Errors
+    ///
+    /// There is no port.
+    pub async fn start_on(
+        host: Ipv4Addr,
+        target: SocketAddr,
+        replaced: Vec<(String, String)>,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind((host, 0)).await?;
+        let replaced: Arc<[_]> = replaced.into();
         let address = listener.local_addr()?;
         let target = Arc::new(Mutex::new(target));
         let (state, watched) = watch::channel(State {
@@ -99,8 +117,11 @@ impl Wire {
                     accepted = listener.accept() => {
                         let Ok((stream, _)) = accepted else { return };
                         let (target, watched) = (*leads_to.lock(), watched.clone());
+                        let replaced = Arc::clone(&replaced);
                         // An error ends the connection, which is all that it means.
-                        carried.spawn(async move { carry(stream, target, watched).await.unwrap_or_default() });
+                        carried.spawn(async move {
+                            carry(stream, target, watched, &replaced).await.unwrap_or_default();
+                        });
                     }
                 }
             }
@@ -148,6 +169,7 @@ async fn carry(
     near: TcpStream,
     target: SocketAddr,
     mut watched: watch::Receiver<State>,
+    replaced: &[(String, String)],
 ) -> Result<()> {
     let begun = *watched.borrow_and_update();
     if begun.condition == Condition::Cut {
@@ -161,8 +183,14 @@ async fn carry(
     }
     let (from_near, to_near) = near.into_split();
     let (from_far, to_far) = far.into_split();
-    let there = pump(from_near, to_far, Direction::There, watched.clone());
-    let back = pump(from_far, to_near, Direction::Back, watched.clone());
+    let there = pump(from_near, to_far, Direction::There, watched.clone(), &[]);
+    let back = pump(
+        from_far,
+        to_near,
+        Direction::Back,
+        watched.clone(),
+        replaced,
+    );
     let is_reset =
         watched.wait_for(|state| state.condition == Condition::Cut || state.resets != begun.resets);
     tokio::select! {
@@ -178,6 +206,7 @@ async fn pump(
     mut to: OwnedWriteHalf,
     direction: Direction,
     mut watched: watch::Receiver<State>,
+    replaced: &[(String, String)],
 ) -> Result<()> {
     let halves = watched.borrow().halves;
     let mut bytes = vec![0; CHUNK_BYTES];
@@ -215,14 +244,25 @@ async fn pump(
             }
             Condition::Whole | Condition::Cut => {}
         }
+        for (old, new) in replaced {
+            replace(&mut bytes[..count], old.as_bytes(), new.as_bytes());
+        }
         to.write_all(&bytes[..count]).await?;
+    }
+}
+
+/// Puts `new` wherever `old`, which is as long, is.
+fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
+    debug_assert_eq!(old.len(), new.len());
+    for at in 0..bytes.len().saturating_sub(old.len() - 1) {
+        if bytes[at..].starts_with(old) {
+            bytes[at..at + new.len()].copy_from_slice(new);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -268,6 +308,15 @@ mod tests {
         far.write_all(b"c").await.unwrap();
         near.write_all(b"d").await.unwrap();
         assert_eq!(next(&mut far).await, Some(b'd'));
+    }
+
+    #[test]
+    fn each_text_is_replaced_and_all_else_stays() {
+        let mut bytes = *b"a $2 bb $2 b";
+        replace(&mut bytes, b"$2 b", b"$2 c");
+        assert_eq!(&bytes, b"a $2 cb $2 c");
+        replace(&mut bytes, b"longer than it is", b"longer than it IS");
+        assert_eq!(&bytes, b"a $2 cb $2 c");
     }
 
     #[tokio::test]

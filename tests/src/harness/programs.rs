@@ -3,6 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -49,6 +50,25 @@ pub fn installed(names: &[&str]) -> Result<PathBuf> {
             names.join(" or ")
         )
     })
+}
+
+/// What a program prints about its version: its first line that is not empty.
+///
+/// # Errors
+///
+/// It cannot be run.
+pub fn version_line(program: &Path, flag: &str) -> Result<String> {
+    let output = Command::new(program)
+        .arg(flag)
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed);
+    let mut lines = printed.lines().map(str::trim);
+    Ok(lines
+        .find(|line| !line.is_empty())
+        .unwrap_or_default()
+        .to_owned())
 }
 
 /// `target/debug` or `target/release`: a test runs in `deps` below it.

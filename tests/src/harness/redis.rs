@@ -32,6 +32,16 @@ pub enum Keeps {
     Everything,
 }
 
+impl Keeps {
+    /// The setting.
+    pub(super) fn appendonly(self) -> &'static str {
+        match self {
+            Self::Nothing => "no",
+            Self::Everything => "yes",
+        }
+    }
+}
+
 /// A running Redis, which may be killed and started again on its port.
 #[derive(Debug)]
 pub struct Redis {
@@ -39,6 +49,7 @@ pub struct Redis {
     keeps: Keeps,
     directory: PathBuf,
     address: SocketAddr,
+    announced: Option<SocketAddr>,
 }
 
 impl Redis {
@@ -60,13 +71,14 @@ impl Redis {
         let mut last = None;
         for _ in 0..PORTS_TRIED {
             let address = free_port(host)?;
-            match launch(directory, address, keeps).await {
+            match launch(directory, address, keeps, None).await {
                 Ok(process) => {
                     return Ok(Self {
                         process,
                         keeps,
                         directory: directory.to_owned(),
                         address,
+                        announced: None,
                     });
                 }
                 Err(error) => last = Some(error),
@@ -81,7 +93,8 @@ impl Redis {
     ///
     /// It does not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = launch(&self.directory, self.address, self.keeps).await?;
+        let (directory, address) = (&self.directory, self.address);
+        self.process = launch(directory, address, self.keeps, self.announced).await?;
         Ok(())
     }
 
@@ -91,15 +104,56 @@ impl Redis {
     ///
     /// It cannot be removed.
     pub fn forget(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                fs::remove_dir_all(path)?;
-            } else if path.extension().is_some_and(|extension| extension == "rdb") {
-                fs::remove_file(path)?;
-            }
+        forget(&self.directory)
+    }
+
+    /// Has it call itself `address`, before its next start and after: that is where Sentinels and replicas connect to it.
+    ///
+    /// # Errors
+    ///
+    /// It does not obey.
+    pub async fn announce(&mut self, address: SocketAddr) -> Result<()> {
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        for (setting, value) in [("replica-announce-ip", ip), ("replica-announce-port", port)] {
+            let said = self.cli(&["CONFIG", "SET", setting, &value]).await?;
+            ensure!(said == "OK", "it does not announce its address: {said}");
         }
+        self.announced = Some(address);
         Ok(())
+    }
+
+    /// What it calls itself.
+    #[must_use]
+    pub fn announced(&self) -> SocketAddr {
+        self.announced.unwrap_or(self.address)
+    }
+
+    /// Has it follow the primary at `address`.
+    ///
+    /// # Errors
+    ///
+    /// It does not obey.
+    pub async fn follow(&self, address: SocketAddr) -> Result<()> {
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let said = self.cli(&["REPLICAOF", &ip, &port]).await?;
+        ensure!(
+            said.starts_with("OK"),
+            "it does not follow the primary: {said}"
+        );
+        Ok(())
+    }
+
+    /// Waits until it has all that its primary has.
+    ///
+    /// # Errors
+    ///
+    /// It has not soon.
+    pub async fn in_sync(&self) -> Result<()> {
+        wait::until("a replica to be in sync", wait::SOON, async || {
+            let said = self.cli(&["INFO", "replication"]).await.ok()?;
+            said.contains("master_link_status:up").then_some(())
+        })
+        .await
     }
 
     /// Ends it at once; its connections are reset.
@@ -162,6 +216,12 @@ impl Redis {
         self.address
     }
 
+    /// The id of its process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
     /// The URL that a node takes.
     #[must_use]
     pub fn url(&self) -> String {
@@ -198,7 +258,25 @@ pub(super) async fn cli(address: SocketAddr, arguments: &[&str]) -> Result<Strin
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-async fn launch(directory: &Path, address: SocketAddr, keeps: Keeps) -> Result<Process> {
+/// Removes the data that a server keeps in `directory`.
+pub(super) fn forget(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            fs::remove_dir_all(path)?;
+        } else if path.extension().is_some_and(|extension| extension == "rdb") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+async fn launch(
+    directory: &Path,
+    address: SocketAddr,
+    keeps: Keeps,
+    announced: Option<SocketAddr>,
+) -> Result<Process> {
     let mut command = Command::new(programs::installed(&["redis-server"])?);
     command.args([
         "--bind",
@@ -208,10 +286,7 @@ async fn launch(directory: &Path, address: SocketAddr, keeps: Keeps) -> Result<P
         "--save",
         "",
         "--appendonly",
-        match keeps {
-            Keeps::Nothing => "no",
-            Keeps::Everything => "yes",
-        },
+        keeps.appendonly(),
         // For tests that have it load its data set slowly.
         "--enable-debug-command",
         "local",
@@ -219,6 +294,15 @@ async fn launch(directory: &Path, address: SocketAddr, keeps: Keeps) -> Result<P
         "--repl-diskless-sync-delay",
         "0",
     ]);
+    if let Some(address) = announced {
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        command.args([
+            "--replica-announce-ip",
+            &ip,
+            "--replica-announce-port",
+            &port,
+        ]);
+    }
     command.arg("--dir").arg(directory);
     let mut process = Process::spawn("redis", command, directory)?;
     let answered = wait::until(

@@ -12,7 +12,9 @@ use tokio::process::Command;
 
 use crate::harness::{
     process::{Process, Signal},
-    programs, redis, wait,
+    programs,
+    redis::{self, Keeps},
+    wait,
 };
 
 /// How many slots there are.
@@ -20,6 +22,9 @@ const SLOTS: usize = 16_384;
 
 /// How far the port of the cluster bus is from that of clients.
 const BUS: u16 = 10_000;
+
+/// The length of the name that a server has in the cluster.
+const ID_LENGTH: usize = 40;
 
 /// How often other ports are tried when one is taken.
 const PORTS_TRIED: u32 = 20;
@@ -38,8 +43,30 @@ pub struct Server {
     address: SocketAddr,
     id: String,
     directory: PathBuf,
+    start: Start,
     /// It was neither killed nor frozen.
     is_up: bool,
+}
+
+/// How servers are started.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// How many primaries.
+    pub primaries: usize,
+    /// How many replicas each of them has.
+    pub replicas: usize,
+    /// What a server that is killed has when it is started again.
+    pub keeps: Keeps,
+    /// Where clients and replicas are told to connect to each server; none: to the server itself. The addresses are on the host
+    /// of the servers.
+    pub announced: Vec<SocketAddr>,
+}
+
+/// How one of them is started.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    keeps: Keeps,
+    announced: Option<SocketAddr>,
 }
 
 impl RedisCluster {
@@ -54,11 +81,38 @@ impl RedisCluster {
         primaries: usize,
         replicas: usize,
     ) -> Result<Self> {
+        let config = ClusterConfig {
+            primaries,
+            replicas,
+            keeps: Keeps::Nothing,
+            announced: Vec::new(),
+        };
+        Self::start_that(config, |_, _| (), host, directory).await
+    }
+
+    /// The same, as `config` says. Calls `started` with the index and the address of each server.
+    ///
+    /// # Errors
+    ///
+    /// One of them did not start.
+    pub async fn start_that(
+        config: ClusterConfig,
+        started: impl Fn(usize, SocketAddr),
+        host: Ipv4Addr,
+        directory: &Path,
+    ) -> Result<Self> {
+        let primaries = config.primaries;
         let mut servers = Vec::new();
-        for number in 0..primaries * (1 + replicas) {
+        for number in 0..primaries * (1 + config.replicas) {
             let directory = directory.join(format!("redis-{number}"));
             fs::create_dir_all(&directory)?;
-            servers.push(Server::start(host, &directory).await?);
+            let start = Start {
+                keeps: config.keeps,
+                announced: config.announced.get(number).copied(),
+            };
+            let server = Server::start(host, &directory, start).await?;
+            started(number, server.address);
+            servers.push(server);
         }
         let cluster = Self { servers };
         for (number, server) in cluster.servers[..primaries].iter().enumerate() {
@@ -106,7 +160,11 @@ impl RedisCluster {
     pub async fn add(&mut self, host: Ipv4Addr, directory: &Path) -> Result<usize> {
         let directory = directory.join(format!("redis-{}", self.servers.len()));
         fs::create_dir_all(&directory)?;
-        let server = Server::start(host, &directory).await?;
+        let start = Start {
+            keeps: Keeps::Nothing,
+            announced: None,
+        };
+        let server = Server::start(host, &directory, start).await?;
         self.meet(&server).await?;
         self.servers.push(server);
         self.all_know(self.servers.len()).await?;
@@ -136,7 +194,8 @@ impl RedisCluster {
         .await
     }
 
-    /// Waits until every running server serves, and every replica is in sync with its primary.
+    /// Waits until every running server serves, every replica is in sync with its primary, and all agree who follows whom and has
+    /// which slots. A primary that has not heard of a replica yet would not vote for it, and a failover on request is not repeated.
     ///
     /// # Errors
     ///
@@ -151,9 +210,40 @@ impl RedisCluster {
                     said.contains("role:master") || said.contains("master_link_status:up");
                 is_in_sync.then_some(())?;
             }
-            Some(())
+            self.agree().await.then_some(())
         })
         .await
+    }
+
+    /// Whether all running servers say the same of each other.
+    async fn agree(&self) -> bool {
+        let mut first = None;
+        for server in self.servers.iter().filter(|server| server.is_up) {
+            let Ok(nodes) = server.cli(&["CLUSTER", "NODES"]).await else {
+                return false;
+            };
+            let of_running = nodes.lines().filter_map(|line| {
+                let mut fields = line.split_ascii_whitespace();
+                let id = fields.next()?;
+                let is_up = { self.servers.iter() }.any(|server| server.is_up && server.id == id);
+                let is_replica = fields.nth(1)?.contains("slave");
+                let primary = fields.next()?;
+                // Slots that are on the move are in brackets, and told by nobody else.
+                let slots = fields.skip(4).filter(|field| !field.starts_with('['));
+                is_up.then(|| {
+                    format!(
+                        "{id} {is_replica} {primary} {slots:?}",
+                        slots = slots.collect::<Vec<_>>()
+                    )
+                })
+            });
+            let mut said: Vec<String> = of_running.collect();
+            said.sort_unstable();
+            if *first.get_or_insert_with(|| said.clone()) != said {
+                return false;
+            }
+        }
+        true
     }
 
     /// The index of the primary of the slot of `key`, by what a running server says.
@@ -182,6 +272,21 @@ impl RedisCluster {
             }
         }
         bail!("no server says who has {key}")
+    }
+
+    /// The indexes of all primaries that run.
+    ///
+    /// # Errors
+    ///
+    /// One of the servers does not respond.
+    pub async fn primaries(&self) -> Result<Vec<usize>> {
+        let mut primaries = Vec::new();
+        for (number, server) in self.servers.iter().enumerate() {
+            if server.is_up && server.cli(&["ROLE"]).await?.starts_with("master") {
+                primaries.push(number);
+            }
+        }
+        Ok(primaries)
     }
 
     fn index_of(&self, id: &str) -> Result<usize> {
@@ -254,17 +359,33 @@ impl RedisCluster {
     ///
     /// A server refuses.
     pub async fn move_keys(&self, slot: &str, from: usize, to: usize) -> Result<()> {
+        // One by one, so that there are moments at which some keys of a channel are here and some there.
+        self.move_keys_by(1, slot, from, to).await
+    }
+
+    /// The same, `count` keys at a time.
+    ///
+    /// # Errors
+    ///
+    /// A server refuses.
+    pub async fn move_keys_by(
+        &self,
+        count: usize,
+        slot: &str,
+        from: usize,
+        to: usize,
+    ) -> Result<()> {
         let (from, to) = (&self.servers[from], &self.servers[to]);
         let (ip, port) = (to.address.ip().to_string(), to.address.port().to_string());
         loop {
-            let keys = from.cli(&["CLUSTER", "GETKEYSINSLOT", slot, "100"]).await?;
+            let keys = from.cli(&["CLUSTER", "GETKEYSINSLOT", slot, "500"]).await?;
             let keys: Vec<&str> = keys.lines().filter(|key| !key.is_empty()).collect();
             if keys.is_empty() {
                 return Ok(());
             }
-            // One by one, so that there are moments at which some keys of a channel are here and some there.
-            for key in keys {
-                let said = from.cli(&["MIGRATE", &ip, &port, key, "0", "5000"]).await?;
+            for keys in keys.chunks(count) {
+                let migrate = ["MIGRATE", &ip, &port, "", "0", "5000", "KEYS"];
+                let said = from.cli(&[&migrate[..], keys].concat()).await?;
                 ensure!(
                     said == "OK" || said == "NOKEY",
                     "a key does not move: {said}"
@@ -308,19 +429,20 @@ impl RedisCluster {
 }
 
 impl Server {
-    async fn start(host: Ipv4Addr, directory: &Path) -> Result<Self> {
+    async fn start(host: Ipv4Addr, directory: &Path, start: Start) -> Result<Self> {
         let mut last = None;
         for _ in 0..PORTS_TRIED {
             let Some(address) = free_ports(host)? else {
                 continue;
             };
-            match launch(directory, address).await {
+            match launch(directory, address, start).await {
                 Ok((process, id)) => {
                     return Ok(Self {
                         process,
                         address,
                         id,
                         directory: directory.to_owned(),
+                        start,
                         is_up: true,
                     });
                 }
@@ -336,6 +458,12 @@ impl Server {
         self.address
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
     /// Ends it at once.
     ///
     /// # Errors
@@ -346,13 +474,28 @@ impl Server {
         self.process.kill().await
     }
 
-    /// Starts it again after [`Server::kill`], without the data that it had.
+    /// Whether it was neither killed nor frozen.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// Drops the data that it keeps, between [`Server::kill`] and [`Server::restart`].
+    ///
+    /// # Errors
+    ///
+    /// It cannot be removed.
+    pub fn forget(&self) -> Result<()> {
+        redis::forget(&self.directory)
+    }
+
+    /// Starts it again after [`Server::kill`], with the data that it keeps.
     ///
     /// # Errors
     ///
     /// It does not start.
     pub async fn restart(&mut self) -> Result<()> {
-        (self.process, self.id) = launch(&self.directory, self.address).await?;
+        (self.process, self.id) = launch(&self.directory, self.address, self.start).await?;
         self.is_up = true;
         Ok(())
     }
@@ -401,7 +544,7 @@ fn free_low_ports(host: Ipv4Addr) -> Result<Option<SocketAddr>> {
     Ok(is_free.then_some(SocketAddr::from((host, port))))
 }
 
-async fn launch(directory: &Path, address: SocketAddr) -> Result<(Process, String)> {
+async fn launch(directory: &Path, address: SocketAddr, start: Start) -> Result<(Process, String)> {
     let mut command = Command::new(programs::installed(&["redis-server"])?);
     let (host, port) = (address.ip().to_string(), address.port().to_string());
     command.args(["--bind", &host, "--port", &port, "--save", ""]);
@@ -413,13 +556,21 @@ async fn launch(directory: &Path, address: SocketAddr) -> Result<(Process, Strin
         "0",
     ]);
     command.args(["--cluster-replica-validity-factor", "0"]);
+    command.args(["--appendonly", start.keeps.appendonly()]);
+    if let Some(announced) = start.announced {
+        let (port, bus) = (announced.port(), u32::from(address.port()) + u32::from(BUS));
+        command.args(["--cluster-announce-port", &port.to_string()]);
+        command.args(["--cluster-announce-bus-port", &bus.to_string()]);
+    }
     command.arg("--dir").arg(directory);
     let mut process = Process::spawn("redis", command, directory)?;
     let answered = wait::until(
         "a reply of redis-server",
         wait::SOON,
         async || match redis::cli(address, &["CLUSTER", "MYID"]).await {
-            Ok(id) => Some(Some(id)),
+            Ok(id) if id.len() == ID_LENGTH => Some(Some(id)),
+            // It loads its data.
+            Ok(_) => None,
             Err(_) => (!process.is_running()).then_some(None),
         },
     );

@@ -27,8 +27,10 @@ pub struct WatchedConfig<'a> {
     pub replicas: usize,
     /// How many Sentinels.
     pub sentinels: usize,
-    /// How long a server is silent before a Sentinel calls it down.
+    /// How long a server is silent before a Sentinel calls it down, in milliseconds.
     pub down_after: &'a str,
+    /// From one failover to the next half as long at least, in milliseconds.
+    pub failover_timeout: &'a str,
 }
 
 impl Default for WatchedConfig<'_> {
@@ -37,6 +39,7 @@ impl Default for WatchedConfig<'_> {
             replicas: 1,
             sentinels: 3,
             down_after: "500",
+            failover_timeout: "4000",
         }
     }
 }
@@ -73,22 +76,36 @@ impl Watched {
         for number in 0..=config.replicas {
             let directory = directory.join(format!("redis-{number}"));
             fs::create_dir_all(&directory)?;
-            let server = Redis::start(host, &directory).await?;
+            let mut server = Redis::start(host, &directory).await?;
             // Connections on loopback leave from another address than the one that it listens on.
-            announce(&server).await?;
+            server.announce(server.address()).await?;
             if let Some(primary) = servers.first() {
-                follow(&server, primary.address()).await?;
+                server.follow(primary.address()).await?;
             }
             servers.push(server);
         }
+        Self::watch(servers, host, directory, config).await
+    }
+
+    /// The same with `servers` that run already: a primary and its replicas.
+    ///
+    /// # Errors
+    ///
+    /// A Sentinel did not start.
+    pub async fn watch(
+        servers: Vec<Redis>,
+        host: Ipv4Addr,
+        directory: &Path,
+        config: WatchedConfig<'_>,
+    ) -> Result<Self> {
         for replica in &servers[1..] {
-            in_sync(replica).await?;
+            replica.in_sync().await?;
         }
         let mut sentinels = Vec::new();
         for number in 0..config.sentinels {
             let directory = directory.join(format!("sentinel-{number}"));
             fs::create_dir_all(&directory)?;
-            let primary = servers[0].address();
+            let primary = servers[0].announced();
             sentinels.push(Sentinel::start(host, &directory, primary, config).await?);
         }
         let watched = Self { servers, sentinels };
@@ -120,7 +137,7 @@ impl Watched {
             };
             let address = said.split_ascii_whitespace().collect::<Vec<_>>().join(":");
             let mut servers = self.servers.iter();
-            let index = servers.position(|server| server.address().to_string() == address);
+            let index = servers.position(|server| server.announced().to_string() == address);
             return index.with_context(|| format!("a sentinel names {address}"));
         }
         bail!("no sentinel responds")
@@ -133,28 +150,41 @@ impl Watched {
     ///
     /// It did not come to that soon.
     pub async fn settled(&self) -> Result<()> {
-        let others = self.sentinels.len() - 1;
         wait::until("the sentinels to agree", wait::SOON, async || {
-            let primary = self.primary().await.ok()?;
-            let role = self.servers[primary].cli(&["ROLE"]).await.ok()?;
-            if !role.starts_with("master") {
-                return None;
-            }
+            self.agreed_now().await?;
             for sentinel in &self.sentinels {
-                let about = sentinel.cli(&["SENTINEL", "MASTER", MASTER]).await.ok()?;
-                let port = self.servers[primary].address().port().to_string();
-                let is_agreed = field(&about, "num-other-sentinels") == Some(&others.to_string())
-                    && field(&about, "flags") == Some("master")
-                    && field(&about, "port") == Some(&port);
                 let replicas = sentinel.cli(&["SENTINEL", "REPLICAS", MASTER]).await.ok()?;
-                let is_replaceable = field(&replicas, "flags") == Some("slave");
-                if !(is_agreed && is_replaceable) {
-                    return None;
-                }
+                (field(&replicas, "flags") == Some("slave")).then_some(())?;
             }
             Some(())
         })
         .await
+    }
+
+    /// Waits until every Sentinel names one primary that is one, and knows all other Sentinels. Returns its index.
+    ///
+    /// # Errors
+    ///
+    /// It did not come to that soon.
+    pub async fn agreed(&self) -> Result<usize> {
+        let agreed = async || self.agreed_now().await;
+        wait::until("the sentinels to name one primary", wait::SOON, agreed).await
+    }
+
+    async fn agreed_now(&self) -> Option<usize> {
+        let others = (self.sentinels.len() - 1).to_string();
+        let primary = self.primary().await.ok()?;
+        let role = self.servers[primary].cli(&["ROLE"]).await.ok()?;
+        role.starts_with("master").then_some(())?;
+        let port = self.servers[primary].announced().port().to_string();
+        for sentinel in &self.sentinels {
+            let about = sentinel.cli(&["SENTINEL", "MASTER", MASTER]).await.ok()?;
+            let is_agreed = field(&about, "num-other-sentinels") == Some(&others)
+                && field(&about, "flags") == Some("master")
+                && field(&about, "port") == Some(&port);
+            is_agreed.then_some(())?;
+        }
+        Some(primary)
     }
 
     /// Has a Sentinel fail over, and waits until the replica is the primary. Returns the index of the new primary.
@@ -198,12 +228,13 @@ impl Sentinel {
             "bind {host}\nport {port}\ndir {directory}\nsentinel announce-ip {host}\n\
             sentinel monitor {MASTER} {ip} {primary_port} {quorum}\n\
             sentinel down-after-milliseconds {MASTER} {down_after}\n\
-            sentinel failover-timeout {MASTER} 4000\n",
+            sentinel failover-timeout {MASTER} {failover_timeout}\n",
             port = address.port(),
             directory = directory.display(),
             ip = primary.ip(),
             primary_port = primary.port(),
             down_after = config.down_after,
+            failover_timeout = config.failover_timeout,
         );
         fs::write(directory.join("sentinel.conf"), text)?;
         let process = launch(directory)?;
@@ -282,30 +313,4 @@ fn field<'a>(about: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = about.lines();
     lines.find(|line| *line == name)?;
     lines.next()
-}
-
-/// Has `server` follow the primary at `address`.
-async fn follow(server: &Redis, address: SocketAddr) -> Result<()> {
-    let (ip, port) = (address.ip().to_string(), address.port().to_string());
-    let said = server.cli(&["REPLICAOF", &ip, &port]).await?;
-    ensure!(said == "OK", "it does not follow the primary: {said}");
-    Ok(())
-}
-
-async fn announce(server: &Redis) -> Result<()> {
-    let ip = server.address().ip().to_string();
-    let said = server
-        .cli(&["CONFIG", "SET", "replica-announce-ip", &ip])
-        .await?;
-    ensure!(said == "OK", "it does not announce its address: {said}");
-    Ok(())
-}
-
-/// Waits until `replica` has all that its primary has.
-async fn in_sync(replica: &Redis) -> Result<()> {
-    wait::until("a replica to be in sync", wait::SOON, async || {
-        let said = replica.cli(&["INFO", "replication"]).await.ok()?;
-        said.contains("master_link_status:up").then_some(())
-    })
-    .await
 }

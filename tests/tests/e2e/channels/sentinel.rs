@@ -3,16 +3,19 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use causeway_tests::harness::{
-    edge::{self, Edge},
-    http, loopback,
-    node::{self, Node},
-    scratch::Scratch,
-    sentinel::{Watched, WatchedConfig},
-    server_api,
-    settings::Settings,
-    wait,
-    websocket::WebSocket,
+use causeway_tests::{
+    chaos::wire::{Condition, Wire},
+    harness::{
+        edge::{self, Edge},
+        http, loopback,
+        node::{self, Node},
+        scratch::Scratch,
+        sentinel::{Watched, WatchedConfig},
+        server_api,
+        settings::Settings,
+        wait,
+        websocket::WebSocket,
+    },
 };
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time};
@@ -335,6 +338,116 @@ async fn what_was_published_between_two_failovers_is_told_when_the_first_primary
     ensure!(reply["subscribe"].is_object(), "{reply}");
     ensure!(reply["subscribe"]["recovered"] != true, "{reply}");
     Ok(())
+}
+
+/// What is on the new primary of a channel before the late node is there.
+#[derive(Clone, Copy)]
+enum NewPrimary {
+    /// A stream of its own epoch.
+    Published,
+    /// Nothing.
+    Empty,
+}
+
+/// A node that does not hear of the failover publishes to the old primary, and has that acknowledged: it is lost, and clients of
+/// other nodes that have subscribed on the new one before are told of that as soon as the late node is there too.
+async fn a_late_node_publishes(name: &str, new_primary: NewPrimary) -> Result<()> {
+    let mut scene = Scene::new(name).await?;
+    let mut fronts = Vec::new();
+    for sentinel in &scene.watched.sentinels {
+        fronts.push(Wire::start(sentinel.address()).await?);
+    }
+    let servers: Vec<String> = { fronts.iter() }
+        .map(|front| front.address.to_string())
+        .collect();
+    let late = &mut scene.nodes[1];
+    late.kill().await?;
+    let change = |settings: Settings| settings.with("broker.sentinel.servers", json!(servers));
+    late.restart_with(change).await?;
+    late.ready().await?;
+    let [early, late] = [0, 1].map(|node| scene.nodes[node].address);
+    let publish = async |node: SocketAddr, data: &str| {
+        let body = json!({ "channel": CHANNEL, "data": data });
+        server_api::call(node, KEY, "publish", &body).await
+    };
+    let before = publish(late, "before").await?;
+
+    fronts.iter().for_each(|front| front.set(Condition::Held));
+    let second = scene.watched.fail_over().await?;
+    let address = scene.watched.servers[second].address();
+    let line = format!("causeway_node_broker_primary{{address=\"{address}\"}} 1\n");
+    wait::until("the node to use the primary", wait::SOON, async || {
+        let metrics = http::get(scene.nodes[0].admin, "/metrics").await.ok()?;
+        metrics.text().contains(&line).then_some(())
+    })
+    .await?;
+    match new_primary {
+        NewPrimary::Published => publish(early, "on the new one").await.map(drop)?,
+        NewPrimary::Empty => {
+            let said = scene.watched.servers[second].cli(&["FLUSHALL"]).await?;
+            ensure!(said == "OK", "{said}");
+        }
+    }
+    let mut socket = WebSocket::open(early, "/connection/websocket").await?;
+    socket.send(r#"{"id":1,"connect":{}}"#).await?;
+    let subscribe = json!({ "id": 2, "subscribe": { "channel": CHANNEL } });
+    socket.send(&subscribe.to_string()).await?;
+    let text = reads(&mut socket, "\"id\":2").await?;
+    let mut replies = text.lines().map(serde_json::from_str::<Value>);
+    let reply = replies.find(|reply| matches!(reply, Ok(reply) if reply["id"] == 2));
+    let after = reply.context("a reply")??["subscribe"].take();
+    ensure!(after["epoch"] != before["epoch"], "{before} {after}");
+
+    let lost = publish(late, "lost").await?;
+    ensure!(lost["epoch"] == before["epoch"], "{before} {lost}");
+    fronts.iter().for_each(|front| front.set(Condition::Whole));
+    reads(&mut socket, "\"unsubscribe\"").await?;
+    let recover = json!({
+        "channel": CHANNEL,
+        "recover": true,
+        "epoch": after["epoch"],
+        "offset": after["offset"].as_u64().unwrap_or_default(),
+    });
+    let subscribe = json!({ "id": 3, "subscribe": recover });
+    socket.send(&subscribe.to_string()).await?;
+    let reply = reads(&mut socket, "\"id\":3").await?;
+    ensure!(!reply.contains("\"recovered\":true"), "{reply}");
+
+    // Once: nothing was lost since.
+    let again = publish(late, "on the new one too").await?;
+    reads(&mut socket, "on the new one too").await?;
+    let once_more = publish(early, "by both").await?;
+    ensure!(again["epoch"] == once_more["epoch"], "{again} {once_more}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_late_node_had_acknowledged_by_the_old_primary_is_told_to_those_on_the_new_one()
+-> Result<()> {
+    a_late_node_publishes("sentinel-late", NewPrimary::Published).await
+}
+
+#[tokio::test]
+async fn what_a_late_node_had_acknowledged_is_told_if_the_new_primary_has_nothing_of_the_channel()
+-> Result<()> {
+    a_late_node_publishes("sentinel-late-empty", NewPrimary::Empty).await
+}
+
+/// Reads until a message contains `words`, and returns it.
+async fn reads(client: &mut WebSocket, words: &str) -> Result<String> {
+    let read = async {
+        loop {
+            let text = client.text().await?;
+            if text.lines().any(|line| line == "{}") {
+                client.send("{}").await?; // A ping.
+            }
+            if text.contains(words) {
+                return Ok(text);
+            }
+        }
+    };
+    let read = time::timeout(wait::SOON, read).await;
+    read.with_context(|| format!("{words:?} is not read"))?
 }
 
 #[tokio::test]
