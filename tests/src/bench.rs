@@ -3,6 +3,7 @@
 //! - `scenario` says what is measured, `contender` how each server is started, `dialect` how it is spoken to.
 //! - `load` is the generator: one epoll thread in this process, thousands of clients, over TLS too.
 //! - `proc` reads what the servers' processes used; `report` makes the tables, the JSON and the picture.
+//! - [`redis_cost`] says what a publication costs Redis.
 //! - [`soak`] lets clients come and go for long, and says what memory is left of it.
 //! - [`backend`] and [`relay`] are servers of the bench's own, run as processes of this program.
 //!
@@ -16,6 +17,7 @@ mod dialect;
 mod load;
 mod pipe;
 mod proc;
+pub mod redis_cost;
 pub mod relay;
 mod report;
 mod scenario;
@@ -33,6 +35,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 use tokio::time;
 
+pub(crate) use self::contender::installed;
 pub(crate) use self::report::picture_begin;
 
 use self::contender::Contender;

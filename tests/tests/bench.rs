@@ -18,7 +18,7 @@ const ALWAYS_HERE: [&str; 6] = [
 ];
 
 /// One of each family of work, and all that differ by more than a number.
-const SCENARIOS: [&str; 14] = [
+const SCENARIOS: [&str; 15] = [
     "edge-idle",
     "edge-connect",
     "edge-echo-tls",
@@ -32,6 +32,7 @@ const SCENARIOS: [&str; 14] = [
     "fanout-tls",
     "sizes",
     "three-nodes",
+    "three-nodes-cluster",
     "stalled",
 ];
 
@@ -76,6 +77,14 @@ fn a_quick_soak_lets_every_kind_of_client_come_and_go() {
     let printed = bench(&["soak", "--quick", "--minutes", "2"]).unwrap();
     assert!(printed.contains("minute 2: "), "{printed}");
     assert!(printed.contains("node: "), "{printed}");
+}
+
+#[test]
+fn what_redis_needs_for_a_publication_is_a_table_by_nodes() {
+    let printed = bench(&["redis", "--publications", "64"]).unwrap();
+    let rows: Vec<&str> = printed.lines().skip(2).collect();
+    assert_eq!(rows.len(), 5, "{printed}");
+    assert!(rows[4].starts_with("| 100 | "), "{printed}");
 }
 
 /// The report of a quick run, and what it printed.

@@ -7,7 +7,7 @@ pub(crate) mod centrifugo;
 pub(crate) mod envoy;
 pub(crate) mod haproxy;
 pub(crate) mod http_proxy;
-mod installed;
+pub(crate) mod installed;
 pub(crate) mod nchan;
 pub(crate) mod nginx;
 pub(crate) mod pingora;
@@ -20,7 +20,6 @@ pub(crate) mod ws;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -32,6 +31,7 @@ use crate::bench::dialect::Dialect;
 use crate::bench::load::Plan;
 use crate::bench::proc::Family;
 use crate::harness::process::{Process, Signal};
+use crate::harness::programs::version_line;
 use crate::harness::wait;
 
 /// A server that takes part.
@@ -73,6 +73,8 @@ pub(crate) struct Place<'a> {
     pub(crate) tls: Option<&'a Certificate>,
     /// What it shares its messages over with other nodes.
     pub(crate) redis: Option<SocketAddr>,
+    /// The primaries of a Redis Cluster that it shares them over instead; none otherwise.
+    pub(crate) redis_cluster: &'a [SocketAddr],
 }
 
 /// A server that has been started, of one or more programs.
@@ -212,19 +214,4 @@ async fn accepting(process: &mut Process, address: SocketAddr) -> Result<()> {
         true => Ok(()),
         false => anyhow::bail!("{} ended at its start\n{}", process.name(), process.tail()),
     }
-}
-
-/// What a program prints about its version: its first line that is not empty.
-fn version_line(program: &Path, flag: &str) -> Result<String> {
-    let output = Command::new(program)
-        .arg(flag)
-        .output()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    let printed = [output.stdout, output.stderr].concat();
-    let printed = String::from_utf8_lossy(&printed);
-    let mut lines = printed.lines().map(str::trim);
-    Ok(lines
-        .find(|line| !line.is_empty())
-        .unwrap_or_default()
-        .to_owned())
 }

@@ -7,6 +7,7 @@ mod fanout;
 mod idle;
 mod measuring;
 mod nodes;
+mod nodes_cluster;
 pub(crate) mod sessions;
 mod sizes;
 mod stalled;
@@ -88,6 +89,7 @@ pub(crate) static ALL: &[&dyn Scenario] = &[
     &fanout::TLS,
     &sizes::SIZES,
     &nodes::THREE,
+    &nodes_cluster::THREE,
     &stalled::STALLED,
 ];
 
@@ -122,6 +124,7 @@ impl Stage {
             backend: None,
             tls: None,
             redis: None,
+            redis_cluster: &[],
         }
     }
 }

@@ -65,6 +65,7 @@ pub async fn run(options: &Options) -> Result<()> {
         backend: None,
         tls: Some(&tls),
         redis: None,
+        redis_cluster: &[],
     };
     let node = causeway::Node.start(&place).await?;
     let place = Place {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use causeway_tests::bench::{self, Options, soak};
+use causeway_tests::bench::{self, Options, redis_cost, soak};
 use clap::Parser;
 use tokio::runtime::Runtime;
 
@@ -37,6 +37,8 @@ enum Command {
     },
     /// Lets clients come and go, and fails if memory grows by it.
     Soak(soak::Options),
+    /// Measures the CPU time of Redis for a publication, by how many nodes receive it.
+    Redis(redis_cost::Options),
     /// Echoes WebSocket messages and responds to requests, behind the edges.
     Backend,
     /// Relays messages with a plain tokio-tungstenite loop, beside the node.
@@ -49,6 +51,7 @@ fn main() -> Result<()> {
         // The generator fills this thread, and nothing else is to run meanwhile.
         None => one_thread()?.block_on(bench::run(&cli.options)),
         Some(Command::Soak(options)) => one_thread()?.block_on(soak::run(&options)),
+        Some(Command::Redis(options)) => one_thread()?.block_on(redis_cost::run(&options)),
         Some(Command::Report {
             files,
             output,

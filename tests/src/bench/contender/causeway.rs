@@ -191,8 +191,15 @@ async fn start_node(place: &Place<'_>) -> Result<Running> {
         "path": sessions::BRIEF, "protocol": "sockjs", "mode": "echo", "disconnect_delay": "5s",
     });
     let channels = json!({ "path": "/connection", "mode": "channels" });
+    let cluster: Vec<String> = { place.redis_cluster.iter() }
+        .map(ToString::to_string)
+        .collect();
     let settings = match place.redis {
         Some(redis) => node::settings_with_redis(&format!("redis://{redis}")),
+        None if !cluster.is_empty() => {
+            let broker = json!({ "kind": "redis", "cluster": { "servers": cluster } });
+            node::settings().with("broker", broker)
+        }
         None => node::settings().with("node.id", json!("bench")),
     };
     let settings = settings

@@ -27,7 +27,7 @@ impl Contender for Centrifugo {
 
     fn settings(&self) -> &'static str {
         "GOMAXPROCS as the threads, JSON over WebSocket, published to by its server API, anonymous clients, no history, presence or \
-         compression, 512 B read and pooled write buffers, errors alone logged; several nodes: its Redis broker. Paid only (Centrifugo PRO): \
+         compression, 512 B read and pooled write buffers, errors alone logged; several nodes: its Redis broker. Paid only (Centrifugo PRO): sharded Pub/Sub of Redis Cluster, \
          batching of a channel's messages"
     }
 
@@ -55,6 +55,14 @@ impl Contender for Centrifugo {
         if let Some(redis) = place.redis {
             settings["engine"] = json!({
                 "type": "redis", "redis": { "address": format!("redis://{redis}") },
+            });
+        }
+        if !place.redis_cluster.is_empty() {
+            let addresses = place.redis_cluster.iter();
+            let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+            // Addresses of one cluster have commas between them.
+            settings["engine"] = json!({
+                "type": "redis", "redis": { "cluster_address": [addresses.join(",")] },
             });
         }
         if let Some(tls) = place.tls {

@@ -25,9 +25,9 @@ fn folder() -> PathBuf {
 /// # Errors
 ///
 /// It is not installed, or Node is not.
-pub(super) fn npm_version(package: &str) -> Result<String> {
+pub(crate) fn npm_version(package: &str) -> Result<String> {
     programs::installed(&["node"])?;
-    let mut files = modules()
+    let mut files = npm_folders()
         .into_iter()
         .map(|folder| folder.join(package).join("package.json"));
     let text = files.find_map(|file| fs::read_to_string(file).ok());
@@ -44,7 +44,7 @@ pub(super) async fn start_node(name: &str, script: &str, place: &Place<'_>) -> R
     let mut command = Command::new(programs::installed(&["node"])?);
     command
         .arg(&file)
-        .env("NODE_PATH", env::join_paths(modules())?);
+        .env("NODE_PATH", env::join_paths(npm_folders())?);
     start(name, command, place).await
 }
 
@@ -88,7 +88,7 @@ async fn start(name: &str, mut command: Command, place: &Place<'_>) -> Result<Ru
 /// # Errors
 ///
 /// It is not installed.
-pub(super) fn program(path: &str) -> Result<PathBuf> {
+pub(crate) fn program(path: &str) -> Result<PathBuf> {
     let path = folder().join(path);
     anyhow::ensure!(path.exists(), "{REMEDY}");
     Ok(path)
@@ -129,7 +129,7 @@ fn python_packages() -> Result<PathBuf> {
 }
 
 /// Where npm packages are looked for: the end-to-end tests have some of them too.
-fn modules() -> [PathBuf; 2] {
+pub(crate) fn npm_folders() -> [PathBuf; 2] {
     let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     ["rivals", "clients"].map(|folder| crate_folder.join(folder).join("node_modules"))
 }
