@@ -1,4 +1,5 @@
-//! `make continuity`: nodes restart, the edge is replaced and a node is added, under load, and a checker says what clients noticed.
+//! `make continuity`: nodes restart, the edge is replaced and a node is added, under load, and a checker says what clients noticed;
+//! also of HAProxy and nginx in the place of the edge.
 //!
 //! ```text
 //! clients of every transport ◀──▶ edge ◀──▶ nodes ◀──▶ redis
@@ -9,7 +10,9 @@
 //! [`population`] says which clients there are, [`client`] and [`polling`] are what they do, [`requests`] are new connections and
 //! requests beside them. The [`record`] has what each of them saw; lost, repeated and reordered messages are found by the checker of
 //! [`chaos`](crate::chaos). The [`scene`] is what they are connected to, [`events`] is what happens to it, and the [`report`] says
-//! what is wrong.
+//! what is wrong. In the comparison an [`other`] program stands where the edge does; [`former`] is what its old processes hold.
+//!
+//! [`rivals`] is another comparison, with a load of its own: restarts of nodes and failovers of Redis, of Centrifugo and Socket.IO too.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,18 +24,22 @@ use tokio::{
 
 pub mod client;
 pub mod events;
+pub mod former;
 pub mod load;
+pub mod other;
 pub mod pauses;
 pub mod polling;
 pub mod population;
 pub mod record;
 pub mod report;
 pub mod requests;
+pub mod rivals;
 pub mod scene;
 
 use crate::harness::descriptors;
 use events::Event;
 use load::Load;
+use other::Setup;
 use population::Population;
 use report::{Outcome, Report};
 use requests::{Requests, RequestsPlan};
@@ -64,6 +71,15 @@ pub enum Scenario {
     },
     /// Another node is added, and the clients are distributed anew.
     ScaleOut,
+    /// HAProxy or nginx stands where the edge does, and is replaced, so many times.
+    Other {
+        /// Which, with what settings.
+        setup: Setup,
+        /// How many times.
+        reloads: usize,
+        /// New connections and requests each second beside the clients.
+        requests: RequestsPlan,
+    },
 }
 
 impl Scenario {
@@ -74,6 +90,21 @@ impl Scenario {
             Self::Nodes { .. } => "nodes",
             Self::Edge { .. } => "edge",
             Self::ScaleOut => "scale-out",
+            Self::Other { setup, .. } => setup.name(),
+        }
+    }
+
+    fn requests(&self) -> Option<RequestsPlan> {
+        match self {
+            Self::Edge { requests, .. } | Self::Other { requests, .. } => Some(*requests),
+            Self::Nodes { .. } | Self::ScaleOut => None,
+        }
+    }
+
+    fn other(&self) -> Option<Setup> {
+        match self {
+            Self::Other { setup, .. } => Some(*setup),
+            Self::Nodes { .. } | Self::Edge { .. } | Self::ScaleOut => None,
         }
     }
 }
@@ -158,6 +189,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         channels: plan.channels(),
         pace: plan.pace,
         sabotage: plan.sabotage.clone(),
+        other: plan.scenario.other(),
     })
     .await?;
     let outcome = run_on(plan, &mut scene).await;
@@ -187,6 +219,10 @@ impl Plan {
                 numbers.map(|number| Event::Upgrade { number }).collect()
             }
             Scenario::ScaleOut => vec![Event::ScaleOut],
+            Scenario::Other { reloads, .. } => {
+                let numbers = 1..=reloads;
+                numbers.map(|number| Event::Reload { number }).collect()
+            }
         }
     }
 }
@@ -199,10 +235,8 @@ async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
     let record = Arc::clone(&load.record);
     load.joined(JOIN).await?;
     let joined_after = began.elapsed();
-    let requests = match plan.scenario {
-        Scenario::Edge { requests, .. } => Some(Requests::start(scene.plain, requests)),
-        Scenario::Nodes { .. } | Scenario::ScaleOut => None,
-    };
+    let requests = plan.scenario.requests();
+    let requests = requests.map(|requests| Requests::start(scene.plain, requests));
     let mut watching = JoinSet::new();
     let watched = scene.watch(&mut watching);
     sleep(plan.pace.calm()).await;
@@ -231,6 +265,7 @@ async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
     ensure!(0 < record.messages(), "no message reached a client");
     Ok(Outcome {
         scenario: plan.scenario.name(),
+        other: plan.scenario.other(),
         clients,
         channels,
         rate: plan.rate,

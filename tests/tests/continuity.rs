@@ -3,12 +3,17 @@
 //!
 //! `make continuity` has the same with thousands of clients, and pauses that are no longer than they may be.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
 use causeway_tests::{
     chaos::violation::Kind,
-    continuity::{self, Pace, Plan, Scenario, report::Report, requests::RequestsPlan},
+    continuity::{
+        self, Pace, Plan, Scenario,
+        report::Report,
+        requests::RequestsPlan,
+        rivals::{self, Happening, System},
+    },
 };
 use tokio::sync::Mutex;
 
@@ -105,5 +110,39 @@ async fn a_node_that_goes_on_after_the_mark_is_found() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_sends_its_state_before_it_has_stopped_is_found() -> Result<()> {
     assert!(found("state-early").await?.contains(&Kind::Repeated));
+    Ok(())
+}
+
+/// What becomes of our nodes in the comparison with Centrifugo and Socket.IO.
+async fn beside(happening: Happening) -> Result<rivals::Outcome> {
+    let _turn = TURN.lock().await;
+    let (outcome, _files) = rivals::run(&rivals::Plan {
+        system: System::Causeway,
+        happening,
+        clients: 60,
+        rate: 20,
+        calm: Duration::from_secs(1),
+    })
+    .await?;
+    eprintln!("{outcome}");
+    Ok(outcome)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_channels_alone_is_noticed_by_no_client() -> Result<()> {
+    let outcome = beside(Happening::Restart { rounds: 1 }).await?;
+    assert!(outcome.failures().is_empty(), "{outcome}");
+    assert_eq!(outcome.events.len(), 3);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_of_redis_loses_nothing_silently() -> Result<()> {
+    let outcome = beside(Happening::Failover {
+        rounds: 1,
+        down_after: Duration::from_millis(500),
+    })
+    .await?;
+    assert!(outcome.failures().is_empty(), "{outcome}");
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use anyhow::{Context as _, Result};
 use tokio::time::{Instant, sleep};
 
-use crate::continuity::{Pace, scene::Scene};
+use crate::continuity::{Pace, former::Former, scene::Scene};
 
 /// How uneven the tunnels may be after a rebalance: the most of a node, by the mean.
 pub const UNEVEN_MAX: f64 = 1.10;
@@ -32,6 +32,11 @@ pub enum Event {
     },
     /// A node is added, and the clients are distributed anew.
     ScaleOut,
+    /// The processes of another program are replaced.
+    Reload {
+        /// Which time.
+        number: usize,
+    },
 }
 
 impl fmt::Display for Event {
@@ -40,6 +45,7 @@ impl fmt::Display for Event {
             Self::Restart { round, node } => write!(f, "round {}, node {}", round + 1, node + 1),
             Self::Upgrade { number } => write!(f, "upgrade {number}"),
             Self::ScaleOut => f.write_str("scale-out"),
+            Self::Reload { number } => write!(f, "reload {number}"),
         }
     }
 }
@@ -51,6 +57,8 @@ pub struct Happened {
     pub line: String,
     /// What is wrong with it.
     pub failure: Option<String>,
+    /// What was left of the processes that it replaced, if it replaced some.
+    pub former: Option<Former>,
 }
 
 impl Event {
@@ -60,14 +68,15 @@ impl Event {
     ///
     /// A program does not do it at all.
     pub async fn happen(self, scene: &mut Scene, pace: Pace) -> Result<Happened> {
-        let mut failure = None;
+        let (mut failure, mut former) = (None, None);
         let said = match self {
             Self::Restart { node, .. } => {
                 let took = scene.restart_node(node).await?;
                 format!("its drain took {took:.1?}")
             }
             Self::Upgrade { number } => {
-                let took = scene.upgrade_edge(number).await?;
+                let (took, left) = scene.upgrade_edge(number).await?;
+                former = Some(left);
                 format!("the former process ended after {took:.1?}")
             }
             Self::ScaleOut => {
@@ -89,10 +98,17 @@ impl Event {
                     "{before:?} tunnels became {after:?} within {took:.1?}, max/mean {uneven:.2}"
                 )
             }
+            Self::Reload { .. } => {
+                let other = scene.other.as_mut().context("there is no other program")?;
+                let (said, left) = other.reload().await?;
+                former = Some(left);
+                said
+            }
         };
         Ok(Happened {
             line: format!("{self}: {said}"),
             failure,
+            former,
         })
     }
 }

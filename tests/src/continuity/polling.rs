@@ -1,4 +1,4 @@
-//! A SockJS client over HTTP. Its session ends with its node, as long as such sessions are not handed off; then it begins another.
+//! A SockJS client over HTTP. When its session ends, it begins another.
 
 use std::{sync::Arc, time::Duration};
 

@@ -7,6 +7,7 @@ use crate::{
     continuity::{
         PauseLimits,
         events::Happened,
+        other::Setup,
         pauses::Pauses,
         population::Kind,
         record::{Seen, Tally},
@@ -16,9 +17,11 @@ use crate::{
     harness::scratch::Scratch,
 };
 
+mod comparison;
 mod markdown;
 mod picture;
 
+pub use comparison::comparison;
 pub use markdown::markdown;
 pub use picture::picture;
 
@@ -44,6 +47,8 @@ impl Deref for Report {
 pub struct Outcome {
     /// What happened.
     pub scenario: &'static str,
+    /// What stood in the place of the edge.
+    pub other: Option<Setup>,
     /// How many clients of each kind.
     pub clients: BTreeMap<Kind, usize>,
     /// How many channels.
@@ -113,6 +118,12 @@ impl Outcome {
     pub fn faults(&self, is_websocket: bool, fault: Fault) -> usize {
         let faults = self.sum(is_websocket).faults;
         faults.get(&fault).copied().unwrap_or(0)
+    }
+
+    /// Whether our programs failed. What clients noticed of other programs is a result and no failure.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.other.is_none() && !self.failures().is_empty()
     }
 
     /// What is wrong; nothing if clients noticed nothing.
@@ -255,8 +266,12 @@ impl fmt::Display for Outcome {
         for violation in self.seen.violations.iter().take(10) {
             write!(f, "{violation}")?;
         }
+        let verdict = match self.other {
+            None => "FAILED",
+            Some(_) => "noticed",
+        };
         for failure in self.failures() {
-            writeln!(f, "  FAILED: {failure}")?;
+            writeln!(f, "  {verdict}: {failure}")?;
         }
         Ok(())
     }

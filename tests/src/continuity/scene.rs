@@ -1,4 +1,4 @@
-//! Redis, nodes and an edge that can be replaced.
+//! Redis, nodes and an edge that can be replaced, or another program in its place.
 
 use std::{
     fs,
@@ -15,13 +15,19 @@ use anyhow::{Context as _, Result, ensure};
 use parking_lot::Mutex;
 use rustls::version::{TLS12, TLS13};
 use serde_json::{Value, json};
-use tokio::{process::Command, task::JoinSet, time::sleep};
+use tokio::{
+    process::Command,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::{
     chaos::scene::KEY,
     continuity::{
         Pace,
         client::Listeners,
+        former::{Former, LOOK_AFTER},
+        other::{Other, Place, Setup},
         population::{Channel, Stream},
     },
     harness::{
@@ -57,18 +63,22 @@ pub struct ScenePlan {
     pub pace: Pace,
     /// What the nodes do wrong on purpose.
     pub sabotage: Option<String>,
+    /// What clients connect to instead of the edge.
+    pub other: Option<Setup>,
 }
 
 /// All processes. The fields are dropped in this order.
 #[derive(Debug)]
 pub struct Scene {
-    /// The process that accepts.
+    /// What stands in the place of the edge.
+    pub other: Option<Other>,
+    /// The process that accepts; idle beside another program.
     pub edge: Edge,
     /// By number.
     pub nodes: Vec<Node>,
     /// What the nodes share.
     pub redis: Redis,
-    /// Where the edge listens without TLS.
+    /// Where clients connect without TLS.
     pub plain: SocketAddr,
     secure: SocketAddr,
     authority: Authority,
@@ -107,7 +117,8 @@ pub struct Watched {
 /// Their process ids.
 #[derive(Debug, Default)]
 struct Programs {
-    edge: i32,
+    /// Of the edge, or of what stands in its place.
+    edge: Vec<i32>,
     nodes: Vec<i32>,
 }
 
@@ -159,7 +170,22 @@ impl Scene {
         for node in &nodes {
             edge.backend_in_state(&node.id, "up").await?;
         }
+        let (other, plain, secure) = match plan.other {
+            None => (None, plain, secure),
+            Some(setup) => {
+                let place = Place {
+                    plain: free_address()?,
+                    secure: free_address()?,
+                    certificates: &certificates,
+                    nodes: &backends(&nodes),
+                    directory: scratch.path(),
+                };
+                let other = Other::start(setup, &place).await?;
+                (Some(other), place.plain, place.secure)
+            }
+        };
         Ok(Self {
+            other,
             edge,
             nodes,
             redis,
@@ -207,12 +233,13 @@ impl Scene {
         Ok(took)
     }
 
-    /// Has another process take the edge over. Returns how long it took until the former one ended.
+    /// Has another process take the edge over. Returns how long it took until the former one ended, and what was left of it 5 s after
+    /// the takeover.
     ///
     /// # Errors
     ///
     /// It does not, or leaves something behind.
-    pub async fn upgrade_edge(&mut self, number: usize) -> Result<Duration> {
+    pub async fn upgrade_edge(&mut self, number: usize) -> Result<(Duration, Former)> {
         let began = std::time::Instant::now();
         self.count().await?;
         let name = format!("edge-{number}");
@@ -239,10 +266,14 @@ impl Scene {
                 process,
             },
         );
+        let mut left = Former::default();
+        if timeout(LOOK_AFTER, former.process.ended()).await.is_err() {
+            left = Former::of(&[former.process.pid()], &[self.plain, self.secure]);
+        }
         let status = former.process.exit(TAKEOVER_WAIT).await?;
         ensure!(status.success(), "{status} {}", former.process.tail());
         self.ended.extend(errors("edge", &former.process.log()));
-        Ok(began.elapsed())
+        Ok((began.elapsed(), left))
     }
 
     /// Adds a node, and waits until the edge sends clients there.
@@ -366,8 +397,12 @@ impl Watched {
     /// Other processes are the programs.
     pub fn set_programs(&self, scene: &Scene) {
         let nodes = scene.nodes.iter().map(|node| node.process.pid());
+        let edge = match &scene.other {
+            Some(other) => other.processes(),
+            None => vec![scene.edge.process.pid()],
+        };
         *self.programs.lock() = Programs {
-            edge: scene.edge.process.pid(),
+            edge,
             nodes: nodes.collect(),
         };
     }
@@ -384,9 +419,10 @@ impl Watched {
         let [load, edge, node] = &*self.files;
         load.fetch_max(open_files("self"), Ordering::Relaxed);
         let programs = self.programs.lock();
-        edge.fetch_max(open_files(&programs.edge.to_string()), Ordering::Relaxed);
-        for pid in &programs.nodes {
-            node.fetch_max(open_files(&pid.to_string()), Ordering::Relaxed);
+        for (pids, files) in [(&programs.edge, edge), (&programs.nodes, node)] {
+            for pid in pids {
+                files.fetch_max(open_files(&pid.to_string()), Ordering::Relaxed);
+            }
         }
     }
 }

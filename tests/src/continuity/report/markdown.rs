@@ -6,11 +6,11 @@ use crate::{
     chaos::violation::Kind as Fault,
     continuity::{
         pauses::Pauses,
-        report::{Outcome, Tally},
+        report::{Outcome, Tally, comparison},
     },
 };
 
-/// A table of what clients noticed, one of the pauses, and the failures.
+/// A table of what clients noticed, one of the pauses, the comparison with other programs if there was one, and the failures.
 #[must_use]
 pub fn markdown(outcomes: &[Outcome]) -> String {
     let mut out = String::from(
@@ -37,6 +37,10 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
         pauses(&mut out, outcome, "**all events**", &websocket, &http);
     }
     out.push('\n');
+    if let Some(table) = comparison(outcomes) {
+        out += &table;
+        out.push('\n');
+    }
     for outcome in outcomes {
         let mut line = |text: std::fmt::Arguments<'_>| {
             let written = writeln!(out, "- {}: {text}", outcome.scenario);
@@ -58,7 +62,10 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
             ));
         }
         for failure in outcome.failures() {
-            line(format_args!("**failed: {failure}**"));
+            match outcome.other {
+                None => line(format_args!("**failed: {failure}**")),
+                Some(_) => line(format_args!("noticed: {failure}")),
+            }
         }
     }
     out
