@@ -194,8 +194,8 @@ impl RedisCluster {
         .await
     }
 
-    /// Waits until every running server serves, every replica is in sync with its primary, and all agree who follows whom and has
-    /// which slots. A primary that has not heard of a replica yet would not vote for it, and a failover on request is not repeated.
+    /// Waits until every running server serves, every replica is in sync with its primary, and all agree which primary each
+    /// replica follows and which slots each has. A primary that has not heard of a replica yet would not vote for it, and a failover on request is not repeated.
     ///
     /// # Errors
     ///
