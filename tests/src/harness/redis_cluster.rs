@@ -195,7 +195,8 @@ impl RedisCluster {
     }
 
     /// Waits until every running server serves, every replica is in sync with its primary, and all agree which primary each
-    /// replica follows and which slots each has. A primary that has not heard of a replica yet would not vote for it, and a failover on request is not repeated.
+    /// replica follows and which slots each has. A primary that has not heard of a replica yet would not vote for it, and a
+    /// failover on request is not repeated.
     ///
     /// # Errors
     ///

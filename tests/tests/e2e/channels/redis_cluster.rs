@@ -1,6 +1,6 @@
 //! Nodes on a Redis Cluster of three primaries and three replicas: failovers and migrations of slots, under publications.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use causeway_tests::harness::{
@@ -17,7 +17,10 @@ use causeway_tests::harness::{
     websocket::WebSocket,
 };
 use serde_json::{Value, json};
-use tokio::{task::JoinSet, time};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 
 const KEY: &str = "the key of the application";
@@ -47,6 +50,7 @@ fn settings(cluster: Value) -> Result<Settings> {
     let namespaces = json!([
         { "name": "c", "subscribe": "anyone", "history": history, "recovery": true },
         { "name": "p", "subscribe": "anyone", "presence": true },
+        { "name": "f", "subscribe": "anyone" },
     ]);
     Ok(node::settings()
         .with("listen", json!(listen))
@@ -758,6 +762,132 @@ async fn the_edge_discovers_nodes_in_a_cluster_and_after_a_failover() -> Result<
     let third = Node::start("n3", settings, scene.scratch.path()).await?;
     third.ready().await?;
     edge.backend_in_state("n3", "up").await
+}
+
+/// How many clients, and channels of each, in the test of many channels.
+const CLIENTS: usize = 20;
+const CHANNELS_OF_EACH: usize = 1000;
+
+/// A channel without a history.
+fn plain_channel(client: usize, number: usize) -> String {
+    format!("f:{client}-{number}")
+}
+
+/// Subscribes to all of its channels.
+async fn subscribe_to_many(node: SocketAddr, client: usize) -> Result<Subscriber> {
+    let mut subscriber = Subscriber::connect(node, "").await?;
+    for number in 0..CHANNELS_OF_EACH {
+        subscriber.subscribe(&plain_channel(client, number)).await?;
+    }
+    Ok(subscriber)
+}
+
+/// How many of these channels are subscribed to at a server.
+async fn channels_of(redis: &RedisCluster, server: usize) -> Result<usize> {
+    let listed = redis.servers[server]
+        .cli(&["PUBSUB", "SHARDCHANNELS", "*f:*"])
+        .await?;
+    Ok(listed.lines().filter(|line| !line.is_empty()).count())
+}
+
+/// Publishes numbers to `channel`, one after the other, until told to stop; returns the last one.
+async fn publish_numbers(
+    node: SocketAddr,
+    channel: String,
+    stop: CancellationToken,
+) -> Result<u64> {
+    let mut number = 0;
+    while !stop.is_cancelled() {
+        number += 1;
+        let body = json!({ "channel": channel, "data": number });
+        server_api::call(node, KEY, "publish", &body).await?;
+        time::sleep(PUBLISH_INTERVAL).await;
+    }
+    Ok(number)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_20_000_channels_those_of_a_failover_are_subscribed_again_while_others_are_heard()
+-> Result<()> {
+    let scene = Scene::new("cluster-many-channels", |_| {}).await?;
+    let limits = json!({ "channels_per_client": CHANNELS_OF_EACH });
+    let settings = settings(scene.redis.settings())?.with("channels.limits", limits);
+    let node = Node::start("n3", settings, scene.scratch.path()).await?;
+    node.ready().await?;
+    let begin = (0..CLIENTS).map(|client| subscribe_to_many(node.address, client));
+    let mut clients = futures_util::future::try_join_all(begin).await?;
+    let first = scene.redis.primary_of(CHANNEL_KEY).await?;
+    let count = channels_of(&scene.redis, first).await?;
+    ensure!(
+        CLIENTS * CHANNELS_OF_EACH / 4 < count,
+        "only {count} channels are at the primary that is to be replaced"
+    );
+
+    // On another shard everything goes on.
+    let mut numbers = 0..;
+    let elsewhere = loop {
+        let channel = format!("f:elsewhere-{}", numbers.next().context("a number")?);
+        if scene.redis.primary_of(&channel).await? != first {
+            break channel;
+        }
+    };
+    let mut listener = Subscriber::connect(node.address, "").await?;
+    listener.subscribe(&elsewhere).await?;
+    let stop = CancellationToken::new();
+    let publishing = publish_numbers(node.address, elsewhere.clone(), stop.clone());
+    let publisher = tokio::spawn(publishing);
+    let heard: JoinHandle<Result<_>> = tokio::spawn(async move {
+        let (mut last, mut longest, mut at) = (0, Duration::ZERO, time::Instant::now());
+        loop {
+            let data = listener.push("pub").await?["pub"]["data"].take();
+            if data == "end" {
+                return Ok((last, longest));
+            }
+            let number: u64 = data.as_u64().context("a number")?;
+            ensure!(number == last + 1, "{number} after {last}");
+            last = number;
+            longest = longest.max(at.elapsed());
+            at = time::Instant::now();
+        }
+    });
+
+    let second = scene.redis.fail_over(CHANNEL_KEY).await?;
+    let replaced_at = time::Instant::now();
+    wait::until(
+        "all channels to be subscribed again",
+        wait::SOON,
+        async || {
+            let subscribed = channels_of(&scene.redis, second).await.ok()?;
+            (count <= subscribed).then_some(())
+        },
+    )
+    .await?;
+    let took = replaced_at.elapsed();
+
+    // Each channel is heard, by those at the new primary too.
+    let all = (0..CLIENTS)
+        .flat_map(|client| (0..CHANNELS_OF_EACH).map(move |number| plain_channel(client, number)));
+    let all: Vec<_> = all.collect();
+    for channels in all.chunks(500) {
+        let body = json!({ "channels": channels, "data": "again" });
+        server_api::call(node.address, KEY, "broadcast", &body).await?;
+    }
+    for client in &mut clients {
+        let mut heard = HashSet::new();
+        while heard.len() < CHANNELS_OF_EACH {
+            heard.insert(client.push("pub").await?["channel"].to_string());
+        }
+    }
+    stop.cancel();
+    let published = publisher.await??;
+    let end = json!({ "channel": elsewhere, "data": "end" });
+    server_api::call(node.address, KEY, "publish", &end).await?;
+    let (last, longest) = heard.await??;
+    assert_eq!(last, published, "another shard has lost some");
+    eprintln!(
+        "{count} channels subscribed again after {took:?}; longest pause of another shard {longest:?}"
+    );
+    Ok(())
 }
 
 /// Waits until `node` is not ready, and says `why`.
