@@ -349,13 +349,7 @@ impl Control {
             return Err("the client is at this node already".to_owned());
         }
         let request = Request::Handoff(token, snapshot);
-        let responses = self.request_from(&[instance], request).await;
-        let responses = responses.and_then(Responses::all);
-        let responses = responses.map_err(|error| error.to_string())?;
-        match responses.into_iter().next() {
-            Some((_, Response::Handoff(accepted))) => accepted,
-            _ => Err("the other node knows no handoff".to_owned()),
-        }
+        self.request_handoff(instance, request).await
     }
 
     /// Has the node `instance` continue the client that it has prepared for `token`.
@@ -370,7 +364,7 @@ impl Control {
         cut: Vec<CutAt>,
     ) -> Result<(), String> {
         let request = Request::Resume(token, cut);
-        self.continue_at(instance, request).await
+        self.request_handoff(instance, request).await
     }
 
     /// Has the node `instance` continue the session over HTTP that it has prepared for `token`; `queued` waits for it.
@@ -385,16 +379,17 @@ impl Control {
         queued: Vec<Bytes>,
     ) -> Result<(), String> {
         let request = Request::ResumeSession(token, queued);
-        self.continue_at(instance, request).await
+        self.request_handoff(instance, request).await
     }
 
-    async fn continue_at(&self, instance: Instance, request: Request) -> Result<(), String> {
+    /// Sends a step of a handoff to the node `instance`, which accepts it or says why not.
+    async fn request_handoff(&self, instance: Instance, request: Request) -> Result<(), String> {
         let responses = self.request_from(&[instance], request).await;
         let responses = responses.and_then(Responses::all);
         let responses = responses.map_err(|error| error.to_string())?;
         match responses.into_iter().next() {
-            Some((_, Response::Handoff(resumed))) => resumed,
-            _ => Err("the other node knows no such handoff".to_owned()),
+            Some((_, Response::Handoff(accepted))) => accepted,
+            _ => Err("the other node knows no handoff".to_owned()),
         }
     }
 
