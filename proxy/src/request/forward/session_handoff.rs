@@ -117,10 +117,14 @@ async fn move_session(
     let mut tried = Tried::default();
     tried.add(from);
     let mut failure = "no other backend takes part".to_owned();
-    for _ in 0..BACKENDS_MAX {
-        let Some(backend) = pool.other_than(&tried, Instant::now()) else {
+    // The node to which another edge has had it handed off.
+    let mut holder: Option<String> = None;
+    let mut attempts = 0;
+    while let Some(backend) = pool.other_than(&tried, Instant::now()) {
+        if attempts == BACKENDS_MAX && holder.is_none() {
             break;
-        };
+        }
+        attempts += 1;
         tried.add(&backend);
         // Its connection names the handoff, and is held until the backend has responded.
         let place = match attempt(context, pool, &backend).await {
@@ -130,15 +134,18 @@ async fn move_session(
                 continue;
             }
         };
-        match ask(context, pool, from, session, &place.target).await? {
-            Response::Moved => return Ok(backend),
-            Response::Elsewhere(instance) => {
-                if place.target.split(' ').next() == Some(&*instance) {
-                    return Ok(backend);
+        if holder.is_none() {
+            match ask(context, pool, from, session, &place.target).await? {
+                Response::Moved => return Ok(backend),
+                Response::Elsewhere(instance) => {
+                    failure = format!("another edge has had it handed off, to the node {instance}");
+                    holder = Some(instance);
                 }
-                failure = format!("another edge has had it handed off, to the node {instance}");
+                Response::Stays(reason) => return Err(reason),
             }
-            Response::Stays(reason) => return Err(reason),
+        }
+        if place.target.split(' ').next() == holder.as_deref() {
+            return Ok(backend);
         }
     }
     Err(failure)

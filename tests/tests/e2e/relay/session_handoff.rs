@@ -13,6 +13,7 @@ use causeway_tests::harness::{
     node::{self, Node},
     redis::Redis,
     scratch::Scratch,
+    settings::Settings,
     wait,
     websocket::{self, WebSocket},
 };
@@ -27,6 +28,8 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 struct Scene {
     redis: Redis,
     nodes: [Node; 2],
+    /// Of each node.
+    settings: Settings,
     scratch: Scratch,
 }
 
@@ -44,24 +47,26 @@ impl Scene {
                 "disconnect_delay": "2m", "response_limit": "64MiB",
             })
         };
-        let start = async |id: &str| {
-            let settings = node::settings_with_redis(&redis.url())
-                .with("listen", json!(loopback::own_any_port()))
-                .with("trusted_proxies", json!([trusted]))
-                .with("drain.timeout", json!("2m"))
-                .with(
-                    "endpoints",
-                    json!([endpoint("/relay", "relay"), endpoint("/echo", "echo")]),
-                );
-            let node = Node::start(id, settings, scratch.path()).await?;
-            node.ready().await?;
-            anyhow::Ok(node)
-        };
+        let settings = node::settings_with_redis(&redis.url())
+            .with("listen", json!(loopback::own_any_port()))
+            .with("trusted_proxies", json!([trusted]))
+            .with("drain.timeout", json!("2m"))
+            .with(
+                "endpoints",
+                json!([endpoint("/relay", "relay"), endpoint("/echo", "echo")]),
+            );
+        let node = async |id: &str| start(id, &settings, &scratch).await;
         Ok(Self {
-            nodes: [start("a").await?, start("b").await?],
+            nodes: [node("a").await?, node("b").await?],
+            settings,
             redis,
             scratch,
         })
+    }
+
+    /// Starts another node.
+    async fn node(&self, id: &str) -> Result<Node> {
+        start(id, &self.settings, &self.scratch).await
     }
 
     fn at(&self, node: usize) -> SocketAddr {
@@ -70,14 +75,20 @@ impl Scene {
 
     /// An edge in front of both.
     async fn edge(&self, directory: &str) -> Result<Edge> {
+        self.edge_with(directory, &[]).await
+    }
+
+    /// An edge in front of these nodes too.
+    async fn edge_with(&self, directory: &str, more: &[(&str, SocketAddr)]) -> Result<Edge> {
         let [a, b] = &self.nodes;
-        let settings = edge::settings(&[("a", a.address), ("b", b.address)])
+        let backends = [&[("a", a.address), ("b", b.address)], more].concat();
+        let settings = edge::settings(&backends)
             .with("admin.token", json!(TOKEN))
             .with("affinity.sockjs_path", json!(true));
         let directory = self.scratch.path().join(directory);
         std::fs::create_dir(&directory)?;
         let edge = Edge::start(&settings, &directory).await?;
-        for id in ["a", "b"] {
+        for (id, _) in backends {
             edge.backend_in_state(id, "up").await?;
         }
         Ok(edge)
@@ -88,6 +99,12 @@ impl Scene {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name));
         Ok(line.with_context(|| format!("no {name}"))?.trim().parse()?)
     }
+}
+
+async fn start(id: &str, settings: &Settings, scratch: &Scratch) -> Result<Node> {
+    let node = Node::start(id, settings.clone(), scratch.path()).await?;
+    node.ready().await?;
+    Ok(node)
 }
 
 async fn post(address: SocketAddr, transport: &str, body: &str) -> Result<Response> {
@@ -329,8 +346,21 @@ async fn each_edge_finds_a_session_that_another_one_has_had_handed_off() -> Resu
         .context("a node")?
         .to_owned();
 
-    for edge in &edges {
-        let path = format!("/backends/{home}/drain");
+    drain(&edges, &home).await?;
+    for (edge, text) in [(0, "3"), (1, "4"), (0, "5")] {
+        let address = edges[edge].address;
+        send(address, text).await?;
+        let response = post(address, "xhr", "").await?;
+        assert_eq!(response.text(), format!("a[\"{text}\"]\n"), "edge {edge}");
+        assert_ne!(response.header("causeway-node"), Some(&*home));
+    }
+    Ok(())
+}
+
+/// Has each edge drain the node.
+async fn drain(edges: &[Edge], node: &str) -> Result<()> {
+    for edge in edges {
+        let path = format!("/backends/{node}/drain");
         let bearer = format!("Bearer {TOKEN}");
         let headers = [
             ("Authorization", &*bearer),
@@ -339,12 +369,57 @@ async fn each_edge_finds_a_session_that_another_one_has_had_handed_off() -> Resu
         let drained = http::request(edge.admin, "POST", &path, &headers, b"{}").await?;
         ensure!(drained.status == 200, "{}", drained.text());
     }
-    for (edge, text) in [(0, "3"), (1, "4"), (0, "5")] {
-        let address = edges[edge].address;
-        send(address, text).await?;
-        let response = post(address, "xhr", "").await?;
-        assert_eq!(response.text(), format!("a[\"{text}\"]\n"), "edge {edge}");
-        assert_ne!(response.header("causeway-node"), Some(&*home));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_edge_finds_sessions_that_another_one_has_had_handed_off_among_many_nodes() -> Result<()>
+{
+    let scene = Scene::start("session-handoff-many-nodes").await?;
+    let mut more = Vec::new();
+    for id in ["c", "d", "e", "f", "g", "h"] {
+        more.push((id, scene.node(id).await?));
+    }
+    let more: Vec<_> = more.iter().map(|(id, node)| (*id, node.address)).collect();
+    let edges = [
+        scene.edge_with("first", &more).await?,
+        scene.edge_with("second", &more).await?,
+    ];
+    let poll = async |edge: &Edge, session: &str| {
+        let path = format!("/relay/000/{session}/xhr");
+        http::request(edge.address, "POST", &path, &[], b"").await
+    };
+    let mut sessions = Vec::new();
+    let mut numbers = 0..;
+    while sessions.len() < 6 {
+        let session = format!("s{}", numbers.next().context("a number")?);
+        let opened = poll(&edges[0], &session).await?;
+        ensure!(opened.text() == "o\n", "{opened:?}");
+        if opened.header("causeway-node") == Some("a") {
+            // Both have to know where it is.
+            let path = format!("/relay/000/{session}/xhr_send");
+            let known = http::request(edges[1].address, "POST", &path, &[], b"[\"0\"]").await?;
+            ensure!(known.header("causeway-node") == Some("a"), "{known:?}");
+            sessions.push(session);
+        }
+    }
+    drain(&edges, "a").await?;
+    for (number, session) in sessions.iter().enumerate() {
+        let path = format!("/relay/000/{session}/xhr_send");
+        for (edge, text) in [(0, "first"), (1, "second")] {
+            let text = format!("{number} {text}");
+            let body = format!("[\"{text}\"]");
+            let address = edges[edge].address;
+            let sent = http::request(address, "POST", &path, &[], body.as_bytes()).await?;
+            ensure!(sent.status == 204, "{sent:?}");
+            let mut heard = String::new();
+            while !heard.contains(&text) {
+                let response = poll(&edges[edge], session).await?;
+                assert_ne!(response.header("causeway-node"), Some("a"), "edge {edge}");
+                ensure!(response.status == 200, "{response:?}");
+                heard = response.text();
+            }
+        }
     }
     Ok(())
 }
