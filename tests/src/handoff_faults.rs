@@ -4,7 +4,7 @@
 //! application ──▶ redis ◀── wires that stop at a step ──▶ three nodes ◀──▶ edge ◀──▶ clients
 //!      └─────────── numbers ──▶ record ◀── what each client got ──────────────────────┘
 //! ```
-//! A round's [`Choice`](faults::Choice) follows from its seed: what goes wrong, at which step of a handoff, which node is drained and
+//! A round's [`Choice`] follows from its seed: what goes wrong, at which step of a handoff, which node is drained and
 //! how. A [`tap`] on a node's wire to Redis finds the step. The [`record`] finds what is lost, repeated or out of order; [`rounds`]
 //! checks the rest after each round: who has been told, that each client has one node, presence. At the end the clients leave, and
 //! nothing of them may be left.

@@ -7,8 +7,8 @@
 //! clients ◀────────┘            │ restarts   │ its primary is killed
 //!    └──▶ tally ──▶ report
 //! ```
-//! [`servers`] starts everything, [`client`] speaks as the system's own SDK does and waits as long before it connects again, each
-//! [`publisher`] numbers the messages of one channel, and the [`tally`] compares what was accepted with what each client received.
+//! `servers` starts everything, `client` speaks as the system's own SDK does and waits as long before it connects again, each
+//! `publisher` numbers the messages of one channel, and the `tally` compares what was accepted with what each client received.
 
 use std::{fmt, sync::Arc, time::Duration};
 
