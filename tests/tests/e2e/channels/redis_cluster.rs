@@ -17,10 +17,7 @@ use causeway_tests::harness::{
     websocket::WebSocket,
 };
 use serde_json::{Value, json};
-use tokio::{
-    task::{JoinHandle, JoinSet},
-    time,
-};
+use tokio::{task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 
 const KEY: &str = "the key of the application";
@@ -835,8 +832,10 @@ async fn of_20_000_channels_those_of_a_failover_are_subscribed_again_while_other
     listener.subscribe(&elsewhere).await?;
     let stop = CancellationToken::new();
     let publishing = publish_numbers(node.address, elsewhere.clone(), stop.clone());
-    let publisher = tokio::spawn(publishing);
-    let heard: JoinHandle<Result<_>> = tokio::spawn(async move {
+    let mut publisher = JoinSet::new();
+    publisher.spawn(publishing);
+    let mut heard: JoinSet<Result<_>> = JoinSet::new();
+    heard.spawn(async move {
         let (mut last, mut longest, mut at) = (0, Duration::ZERO, time::Instant::now());
         loop {
             let data = listener.push("pub").await?["pub"]["data"].take();
@@ -879,10 +878,10 @@ async fn of_20_000_channels_those_of_a_failover_are_subscribed_again_while_other
         }
     }
     stop.cancel();
-    let published = publisher.await??;
+    let published = publisher.join_next().await.context("the publisher")???;
     let end = json!({ "channel": elsewhere, "data": "end" });
     server_api::call(node.address, KEY, "publish", &end).await?;
-    let (last, longest) = heard.await??;
+    let (last, longest) = heard.join_next().await.context("the listener")???;
     assert_eq!(last, published, "another shard has lost some");
     eprintln!(
         "{count} channels subscribed again after {took:?}; longest pause of another shard {longest:?}"
