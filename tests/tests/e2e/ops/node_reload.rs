@@ -153,8 +153,14 @@ async fn keys_namespaces_limits_origins_and_the_log_level_change_and_clients_sta
         large.is_err(),
         "a body of 2,000 bytes, with a limit of 1 KiB"
     );
-    let log = json_lines(&scene.node.process.log());
-    ensure!(log.iter().any(|line| line["level"] == "DEBUG"));
+    // The log is written behind what it tells of.
+    wait::until("a line of level DEBUG", wait::SOON, async || {
+        let log = json_lines(&scene.node.process.log());
+        { log.iter() }
+            .any(|line| line["level"] == "DEBUG")
+            .then_some(())
+    })
+    .await?;
     let warnings = scene.lines("these settings take a restart");
     ensure!(warnings.is_empty(), "{warnings:?}");
     Ok(())
