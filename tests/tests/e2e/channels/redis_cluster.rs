@@ -808,7 +808,12 @@ async fn of_20_000_channels_those_of_a_failover_are_subscribed_again_while_other
 -> Result<()> {
     let scene = Scene::new("cluster-many-channels", |_| {}).await?;
     let limits = json!({ "channels_per_client": CHANNELS_OF_EACH });
-    let settings = settings(scene.redis.settings())?.with("channels.limits", limits);
+    // The clients do not read, and so do not respond to pings, while others are still subscribing.
+    let ping = json!({ "interval": "1h", "timeout": "1m" });
+    let endpoint = json!({ "path": "/connection", "mode": "channels", "ping": ping });
+    let settings = settings(scene.redis.settings())?
+        .with("channels.limits", limits)
+        .with("endpoints", json!([endpoint]));
     let node = Node::start("n3", settings, scene.scratch.path()).await?;
     node.ready().await?;
     let begin = (0..CLIENTS).map(|client| subscribe_to_many(node.address, client));

@@ -19,10 +19,12 @@ const SECRET: &str = "a secret of at least thirty-two bytes";
 const CHANNEL: &str = "chat:a";
 
 fn channels(settings: Settings) -> Settings {
+    // Clients that do not read respond to no ping.
+    let ping = json!({ "interval": "1h", "timeout": "1m" });
     settings
         .with(
             "endpoints",
-            json!([{ "path": "/connection", "mode": "channels" }]),
+            json!([{ "path": "/connection", "mode": "channels", "ping": ping }]),
         )
         .with(
             "channels.namespaces",
@@ -158,10 +160,9 @@ async fn what_redis_evicts_is_written_again_and_its_policy_is_warned_about() -> 
     }
     // Every key, one by one, as if Redis had chosen it, and then some that it does choose.
     let redis = &cluster.redis;
-    for number in 0..500 {
-        let (key, value) = (format!("junk {number}"), "x".repeat(1000));
-        redis.cli(&["SET", &key, &value, "EX", "1000"]).await?;
-    }
+    let junk = "for number = 1, 500 do \
+                redis.call('SET', 'junk ' .. number, string.rep('x', 1000), 'EX', 1000) end";
+    redis.cli(&["EVAL", junk, "0"]).await?;
     for pattern in ["causeway:pr:*", "causeway:us:*", "causeway:ix:*"] {
         let keys = redis.cli(&["--scan", "--pattern", pattern]).await?;
         for key in keys.lines() {
