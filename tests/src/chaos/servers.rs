@@ -1,6 +1,6 @@
 //! The Redis servers of a run, the wires to them, and how they fail.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -14,6 +14,10 @@ mod watched;
 use clustered::Clustered;
 use pair::Pair;
 use watched::Watched;
+
+/// When a failover on purpose that is not done is requested again, and how often.
+const REQUEST_AGAIN: Duration = Duration::from_secs(5);
+const REQUESTS_MAX: usize = 5;
 
 /// Those of one topology.
 #[derive(Debug)]

@@ -10,9 +10,9 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::{acked_behind, offsets};
+use super::{REQUEST_AGAIN, REQUESTS_MAX, acked_behind, offsets};
 use crate::{
     chaos::{
         kind::Kind,
@@ -156,9 +156,10 @@ impl Clustered {
                 server.restart().await?;
             }
             Kind::PrimaryPaused => server.thaw(),
-            Kind::PrimaryReplaced | Kind::PrimaryDemoted | Kind::Failover => {
+            Kind::PrimaryReplaced | Kind::PrimaryDemoted => {
                 self.redis.another_primary(&self.key, self.victim).await?;
             }
+            Kind::Failover => self.taken_over().await?,
             Kind::RedisFull => return self.limit_memory(0).await,
             _ => return Ok(()),
         }
@@ -215,6 +216,22 @@ impl Clustered {
             Some(())
         })
         .await
+    }
+
+    /// Waits until the failover is done. A replica gives one up that takes too long, and does not try again by itself.
+    async fn taken_over(&self) -> Result<()> {
+        for _ in 0..REQUESTS_MAX {
+            let another = self.redis.another_primary(&self.key, self.victim);
+            if let Ok(done) = timeout(REQUEST_AGAIN, another).await {
+                return done.map(drop);
+            }
+            // It refuses if it is the primary by now.
+            let replica = self.redis.replica_of(self.victim).await?;
+            let replica = &self.redis.servers[replica];
+            replica.cli(&["CLUSTER", "FAILOVER"]).await?;
+        }
+        let another = self.redis.another_primary(&self.key, self.victim);
+        another.await.map(drop)
     }
 
     async fn move_slot(&self, key: &str, dice: &mut fastrand::Rng) -> Result<()> {

@@ -11,9 +11,9 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::{acked_behind, offsets};
+use super::{REQUEST_AGAIN, REQUESTS_MAX, acked_behind, offsets};
 use crate::{
     chaos::{
         kind::Kind,
@@ -158,9 +158,10 @@ impl Watched {
                 }
             }
             Kind::PrimaryPaused => server.thaw(),
-            Kind::PrimaryReplaced | Kind::PrimaryDemoted | Kind::Failover => {
+            Kind::PrimaryReplaced | Kind::PrimaryDemoted => {
                 self.redis.another_primary(self.victim).await?;
             }
+            Kind::Failover => self.failed_over().await?,
             Kind::RedisFull => return self.limit_memory(0).await,
             _ => return Ok(()),
         }
@@ -229,6 +230,20 @@ impl Watched {
             Some(())
         })
         .await
+    }
+
+    /// Waits until the failover is done. A Sentinel gives one up whose replica takes too long, and does not try again by itself.
+    async fn failed_over(&self) -> Result<()> {
+        for _ in 0..REQUESTS_MAX {
+            let another = self.redis.another_primary(self.victim);
+            if let Ok(done) = timeout(REQUEST_AGAIN, another).await {
+                return done.map(drop);
+            }
+            // It refuses while one is under way.
+            let fail_over = ["SENTINEL", "FAILOVER", MASTER];
+            self.redis.sentinels[0].cli(&fail_over).await?;
+        }
+        self.redis.another_primary(self.victim).await.map(drop)
     }
 
     /// Makes all servers but the primary its replicas, and waits until they are in sync. Sentinels would do that too, after ten
