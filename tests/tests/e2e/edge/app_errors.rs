@@ -81,8 +81,9 @@ impl Scene {
             // Probes must fail for nothing but a fault, on a slow machine too, and find one soon.
             .with("health.timeout", json!("20s"))
             .with("health.interval", json!("500ms"))
-            .with("timeouts.upstream_read", json!("1s"))
-            .with("timeouts.upgrade", json!("1s"));
+            // Longer than a backend takes to hang up, on such a machine.
+            .with("timeouts.upstream_read", json!("5s"))
+            .with("timeouts.upgrade", json!("5s"));
         let edge = Edge::start(&settings, scratch.path()).await?;
         for id in IDS {
             edge.backend_in_state(id, "up").await?;
