@@ -10,6 +10,7 @@ use causeway_tests::harness::{
     server_api,
     settings::Settings,
     subscriber::{Subscriber, token},
+    wait,
     websocket::WebSocket,
 };
 use serde_json::{Value, json};
@@ -148,13 +149,17 @@ async fn a_command_over_the_rate_may_be_tried_again_and_a_flood_ends_the_client(
         .find_map(|line| line.strip_prefix("causeway_node_commands_refused_total "));
     let counted: usize = counted.context("a counter")?.parse()?;
     ensure!(counted >= REFUSALS_MAX, "{counted}");
-    let log = json_lines(&node.process.log());
-    let line = log.iter().map(|line| &line["fields"]).find(|fields| {
-        fields["message"] == "commands rejected: the client exceeds its command rate"
-    });
+    let line = wait::until("a line of rejected commands", wait::SOON, async || {
+        let log = json_lines(&node.process.log()).into_iter();
+        let mut fields = log.map(|mut line| line["fields"].take());
+        fields.find(|fields| {
+            fields["message"] == "commands rejected: the client exceeds its command rate"
+        })
+    })
+    .await?;
     ensure!(
-        line.is_some_and(|fields| fields["user"] == "ann" && fields["setting"] == "command_rate"),
-        "{line:?}"
+        line["user"] == "ann" && line["setting"] == "command_rate",
+        "{line}"
     );
     Ok(())
 }

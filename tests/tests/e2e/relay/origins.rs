@@ -6,6 +6,7 @@ use causeway_tests::harness::{
     node::{self, Node},
     process::json_lines,
     scratch::Scratch,
+    wait,
 };
 use serde_json::Value;
 
@@ -21,12 +22,15 @@ async fn a_flood_of_refused_origins_makes_few_lines_that_name_the_setting() -> R
         assert_eq!(refused.status, 403);
         assert_eq!(refused.header("access-control-allow-origin"), None);
     }
-    let lines = json_lines(&node.process.log());
-    let fields: Vec<&Value> = lines
-        .iter()
-        .map(|line| &line["fields"])
-        .filter(|fields| fields["setting"] == "allowed_origins")
-        .collect();
+    let fields = wait::until("a line of it", wait::SOON, async || {
+        let lines = json_lines(&node.process.log()).into_iter();
+        let fields = lines.map(|mut line| line["fields"].take());
+        let of_it: Vec<Value> = fields
+            .filter(|fields| fields["setting"] == "allowed_origins")
+            .collect();
+        (!of_it.is_empty()).then_some(of_it)
+    })
+    .await?;
     // One a second: as many as requests only if each of them took one.
     assert!((1..REQUESTS).contains(&fields.len()), "{fields:?}");
     assert_eq!(fields[0]["endpoint"], "/sockjs");
