@@ -462,11 +462,11 @@ impl Exchange {
         if !self.is_of_session() {
             return None;
         }
-        let session = self.claim.session.clone()?;
-        self.pool.departing_holder(&session)?;
+        let session = self.claim.session.as_ref()?;
+        self.pool.departing_holder(session)?;
         Some(DepartingSession {
             pool: Arc::clone(&self.pool),
-            session,
+            session: session.clone(),
         })
     }
 
