@@ -243,7 +243,15 @@ impl SocketOutbox {
         self.close_with_reason(disconnect, disconnect.reason);
     }
 
-    /// The same with another reason text than that of `disconnect`.
+    /// Disconnects the client so that it connects again, after a handoff that has failed.
+    pub(crate) fn close_to_reconnect(&self) {
+        self.close(match self.format {
+            SocketFormat::Raw | SocketFormat::Sockjs => Disconnect::RESTART,
+            SocketFormat::Json | SocketFormat::Protobuf => Disconnect::SHUTDOWN, // Of a channel client.
+        });
+    }
+
+    /// The same as [`close`](Self::close) with another reason text than that of `disconnect`.
     pub(crate) fn close_with_reason(&self, disconnect: Disconnect, reason: &str) {
         let mut output = self.output.lock();
         if output.state == SocketState::Open {

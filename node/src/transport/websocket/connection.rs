@@ -187,7 +187,7 @@ impl Connection {
                     (true, Reads::On)
                 }
                 Poll::Ready(Err(HandoffError::Lost)) => {
-                    self.outbox.close(self.peer.restart());
+                    self.outbox.close_to_reconnect();
                     return ControlFlow::Break(End::Closing);
                 }
             },

@@ -11,7 +11,6 @@ use tokio::time;
 
 use crate::hub::outbox::SocketOutbox;
 use crate::hub::outbox::SocketState;
-use crate::protocol::disconnect::Disconnect;
 use crate::transport::websocket::CLOSE_TIMEOUT;
 use crate::transport::websocket::connection::Connection;
 use crate::transport::websocket::connection::End;
@@ -57,11 +56,7 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
             End::Lost => {}
             End::Closed => flush(&outbox).await,
             End::Closing => await_close(&outbox, reader).await,
-            End::Failed | End::HandedOff => {
-                flush(&outbox).await;
-                outbox.shut_down_write();
-                discard(&outbox).await;
-            }
+            End::Failed | End::HandedOff => end_writing(&outbox).await,
         }
     };
     let ended = async {
@@ -75,14 +70,16 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
 
 /// Has a client connect again that this node was to continue and cannot. What the client has sent meanwhile is dropped.
 pub(super) async fn turn_away(outbox: &SocketOutbox) {
-    outbox.close(Disconnect::RESTART);
-    let ended = async {
-        flush(outbox).await;
-        outbox.shut_down_write();
-        discard(outbox).await;
-    };
-    let _ = time::timeout(CLOSE_TIMEOUT, ended).await;
+    outbox.close_to_reconnect();
+    let _ = time::timeout(CLOSE_TIMEOUT, end_writing(outbox)).await;
     outbox.shut_down();
+}
+
+/// Writes what is queued, ends the sending direction, and waits until the client has ended the other one.
+async fn end_writing(outbox: &SocketOutbox) {
+    flush(outbox).await;
+    outbox.shut_down_write();
+    discard(outbox).await;
 }
 
 async fn flush(outbox: &SocketOutbox) {

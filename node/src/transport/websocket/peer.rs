@@ -168,14 +168,6 @@ impl Peer {
         })
     }
 
-    /// Why it is disconnected to connect again, when a handoff has failed.
-    pub(super) fn restart(&self) -> Disconnect {
-        match self {
-            Self::Plain { .. } => Disconnect::RESTART,
-            Self::Channels(_) => Disconnect::SHUTDOWN,
-        }
-    }
-
     /// Whether its endpoint only echoes.
     pub(super) fn is_echoed(&self) -> bool {
         self.endpoint().mode == Mode::Echo
