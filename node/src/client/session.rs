@@ -119,10 +119,10 @@ impl Session {
         permit: Permit,
         outbox: Arc<QueueOutbox>,
         client: Arc<Client>,
-        now: Instant,
+        state: State,
     ) -> Self {
         Self {
-            state: Mutex::new(State::new(config.delays, now)),
+            state: Mutex::new(state),
             permit,
             outbox,
             client: Mutex::new(Some(client)),
@@ -133,20 +133,6 @@ impl Session {
             moved: OnceLock::new(),
             counted: Mutex::new(Some(config.metrics.session())),
             metrics: Arc::clone(&config.metrics),
-        }
-    }
-
-    /// A session that was opened at another node. It has no receiver yet.
-    fn continued(
-        config: &SessionsConfig,
-        permit: Permit,
-        outbox: Arc<QueueOutbox>,
-        client: Arc<Client>,
-        now: Instant,
-    ) -> Self {
-        Self {
-            state: Mutex::new(State::continued(config.delays, now)),
-            ..Self::new(config, permit, outbox, client, now)
         }
     }
 

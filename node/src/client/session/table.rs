@@ -27,6 +27,7 @@ use crate::client::session::Quota;
 use crate::client::session::Receiver;
 use crate::client::session::Sent;
 use crate::client::session::Session;
+use crate::client::session::State;
 use crate::hub::outbox::QueueOutbox;
 use crate::hub::outbox::Queued;
 use crate::metrics::Metrics;
@@ -107,7 +108,8 @@ impl Arriving {
             id,
             permit,
         } = self;
-        let session = Session::continued(&sessions.config, permit, outbox, client, now);
+        let state = State::continued(sessions.config.delays, now);
+        let session = Session::new(&sessions.config, permit, outbox, client, state);
         let mut shard = sessions.shard(&id).lock();
         let known = shard.get(&*id);
         let is_known = known.is_some_and(|entry| entry.session.moved_to().is_none());
@@ -167,7 +169,9 @@ impl Sessions {
             Err(full) => return Err(self.refuse(full, address, now)),
         };
         let (outbox, client) = connect();
-        let session = Arc::new(Session::new(&self.config, permit, outbox, client, now));
+        let state = State::new(self.config.delays, now);
+        let session = Session::new(&self.config, permit, outbox, client, state);
+        let session = Arc::new(session);
         session.is_by_edge.store(is_by_edge, Ordering::Relaxed);
         if self.is_sent_away.load(Ordering::Relaxed) {
             session.send_away();
