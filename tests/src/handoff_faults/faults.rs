@@ -77,6 +77,15 @@ impl Fault {
         Self::DamagedSnapshot,
     ];
 
+    /// Whether it hands clients of its own off, for which messages of handoffs have to pass.
+    #[must_use]
+    pub fn needs_the_wires(self) -> bool {
+        matches!(
+            self,
+            Self::ForgedToken | Self::RepeatedToken | Self::LateToken
+        )
+    }
+
     /// Whether clients may see their connection end without a Close frame: a process that has it is killed.
     #[must_use]
     pub fn cuts_connections(self) -> bool {

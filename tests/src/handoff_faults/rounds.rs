@@ -172,6 +172,8 @@ impl Rounds {
 
     /// Starts the drain and makes the fault at its step. Returns whether the step came.
     async fn drain_with_fault(&mut self, choice: &Choice) -> Result<bool> {
+        // What a trap holds back may be lost as well.
+        let gap = self.begin_gap(choice).await;
         let mut sprung = None;
         let mut held = None;
         if let Step::Message {
@@ -198,7 +200,7 @@ impl Rounds {
             (sprung, held) = (Some((node, told)), Some(hold));
         }
         if choice.step == Step::Before {
-            let gap = self.begin_fault(choice).await?;
+            self.begin_fault(choice).await?;
             self.start_drain(choice).await?;
             self.end_fault(choice, gap).await?;
             return Ok(true);
@@ -216,7 +218,10 @@ impl Rounds {
             }
             (_, None) => true,
         };
-        let gap = self.begin_fault(choice).await?;
+        if choice.fault.needs_the_wires() {
+            drop(held.take());
+        }
+        self.begin_fault(choice).await?;
         drop(held);
         self.end_fault(choice, gap).await?;
         Ok(is_at_step)
@@ -238,28 +243,29 @@ impl Rounds {
         }
     }
 
-    /// Makes the fault. Returns what the nodes have counted before, if messages that are kept nowhere may be lost.
-    async fn begin_fault(&mut self, choice: &Choice) -> Result<Option<Vec<[u64; 2]>>> {
-        let (source, target) = (choice.source, choice.target);
-        let scene = &mut self.scene;
-        let is_long = SILENCE_MAX < choice.lasts;
+    /// What the nodes have counted before the fault, if messages that are kept nowhere may be lost from here on.
+    async fn begin_gap(&self, choice: &Choice) -> Option<Vec<[u64; 2]>> {
         let may_lose = match choice.fault {
             Fault::KillRedis | Fault::ResetWire => true,
             Fault::PauseTarget
             | Fault::PauseSource
             | Fault::PauseRedis
             | Fault::HoldWire
-            | Fault::Nothing => is_long,
+            | Fault::Nothing => SILENCE_MAX < choice.lasts,
             _ => false,
         };
-        let gap = match may_lose {
-            true => {
-                let gaps = gaps(scene).await;
-                self.shared.record.lock().begin_gap();
-                Some(gaps)
-            }
-            false => None,
-        };
+        if !may_lose {
+            return None;
+        }
+        let gaps = gaps(&self.scene).await;
+        self.shared.record.lock().begin_gap();
+        Some(gaps)
+    }
+
+    /// Makes the fault.
+    async fn begin_fault(&mut self, choice: &Choice) -> Result<()> {
+        let (source, target) = (choice.source, choice.target);
+        let scene = &mut self.scene;
         match choice.fault {
             Fault::Nothing => sleep(choice.lasts).await,
             Fault::KillTarget => scene.kill_node(target).await?,
@@ -288,7 +294,7 @@ impl Rounds {
             | Fault::OtherVersion
             | Fault::DamagedSnapshot => {}
         }
-        Ok(gap)
+        Ok(())
     }
 
     /// Tokens are tried between nodes that do not drain.
@@ -534,7 +540,8 @@ impl Rounds {
 /// as the documents say (`registry.lease`).
 fn loses_leases(choice: &Choice) -> bool {
     match choice.fault {
-        Fault::KillRedis => true,
+        // Whoever had no reply to a change of the registry tells it twice rather than never.
+        Fault::KillRedis | Fault::ResetWire => true,
         Fault::PauseSource
         | Fault::PauseTarget
         | Fault::PauseRedis

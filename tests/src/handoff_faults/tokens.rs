@@ -165,7 +165,10 @@ pub async fn late(source: SocketAddr, target: SocketAddr, expired: Option<Waitin
     // The node may not have seen the end of the connection: then it moves there, and is disconnected, which is told.
     let kept = client.is_kept(&late).await;
     if let Err(error) = kept {
-        ensure!(format!("{error}").contains("done"), "{error}");
+        let told = ["done", "closed"]
+            .iter()
+            .any(|it| format!("{error}").contains(it));
+        ensure!(told, "{error}");
     }
     if let Some(mut expired) = expired {
         let mut client = Client::connect(source).await?;
