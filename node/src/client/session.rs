@@ -142,6 +142,12 @@ impl Session {
         self.changed.notify_one();
     }
 
+    /// Has its receiver end behind what is queued, as at the end of any response: its client sends the next request.
+    pub(crate) fn end_receiver(&self) {
+        self.state.lock().end_receiver();
+        self.changed.notify_one();
+    }
+
     /// Whether it may still be handed off: it is open, and its client comes by an edge.
     pub(crate) fn can_be_handed_off(&self) -> bool {
         self.is_by_edge.load(Ordering::Relaxed) && self.state.lock().is_open()

@@ -42,6 +42,9 @@ pub(crate) const PATH: &str = "/.causeway/handoff";
 /// | 307 | it was handed off before, to the instance in [`HEADER`] |
 /// | 404 | there is no such session |
 /// | 409 | it stays, or has ended; the body says why |
+///
+/// Without [`HEADER`] the session stays here, and its receiver ends behind what is queued (200): an edge that is about to exit has the
+/// client send its next request to another one. Without a receiver nothing changes.
 pub(crate) const SESSION: http::HeaderName = http::HeaderName::from_static("causeway-session");
 
 /// The first byte of such a frame: FIN and the opcode.

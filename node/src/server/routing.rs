@@ -249,11 +249,12 @@ impl Http {
                 .await
                 .into();
         }
-        if self.arrivals.is_some() && parts.uri.path() == handoff::PATH && self.is_trusted(peer) {
-            return match parts.headers.get(handoff::SESSION) {
-                Some(id) => self.hand_off_session(&parts, id).await.into(),
-                None => expect_client(&parts),
-            };
+        if parts.uri.path() == handoff::PATH && self.is_trusted(peer) {
+            match parts.headers.get(handoff::SESSION) {
+                Some(id) => return self.hand_off_session(&parts, id).await.into(),
+                None if self.arrivals.is_some() => return expect_client(&parts),
+                None => {}
+            }
         }
         let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
         let Some(route) = route::find(parts.uri.path(), endpoints, self.config.get().page) else {
@@ -348,9 +349,13 @@ impl Http {
         }
     }
 
-    /// Hands the session `id` off, as an edge asks.
+    /// Hands the session `id` off, as an edge asks; without a target it ends its receiver.
     async fn hand_off_session(&self, request: &Parts, id: &HeaderValue) -> Response<Body> {
+        let id = id.to_str().unwrap_or_default();
         let target = request.headers.get(handoff::HEADER);
+        if target.is_none() && request.method == Method::POST {
+            return self.end_receiver(id);
+        }
         let target = target.and_then(|target| Target::parse(target.to_str().ok()?).ok());
         let (Some(departures), Some(target), &Method::POST) =
             (&self.departures, target, &request.method)
@@ -358,7 +363,6 @@ impl Http {
             let expected = "POST with Causeway-Handoff: INSTANCE TOKEN is expected\n";
             return text(StatusCode::BAD_REQUEST, expected);
         };
-        let id = id.to_str().unwrap_or_default();
         let relays = self.mounts.iter().filter(|mount| {
             // Another mode has nothing that another node could continue.
             matches!(mount.endpoint.mode, Mode::Relay { .. })
@@ -384,6 +388,18 @@ impl Http {
         match handing_off.await {
             Ok(()) => text(StatusCode::OK, "handed off\n"),
             Err(error) => text(StatusCode::CONFLICT, format!("{error}\n")),
+        }
+    }
+
+    /// Has the receiver of the session `id` end, of each endpoint that has one of this name.
+    fn end_receiver(&self, id: &str) -> Response<Body> {
+        let now = Instant::now();
+        let sessions = self.mounts.iter();
+        let sessions = sessions.filter_map(|mount| mount.sessions()?.get(id, now));
+        let ended = sessions.inspect(|session| session.end_receiver()).count();
+        match ended {
+            0 => text(StatusCode::NOT_FOUND, "there is no such session\n"),
+            _ => text(StatusCode::OK, "its receiver ends\n"),
         }
     }
 

@@ -111,8 +111,8 @@ pub(crate) struct Exchange {
     _permits: Permits,
 }
 
-/// A session over HTTP whose backend drains.
-pub(crate) struct DepartingSession {
+/// A SockJS session over HTTP, and the pool whose backends may have it.
+pub(crate) struct PooledSession {
     pub(crate) pool: Arc<Pool>,
     pub(crate) session: SessionKey,
 }
@@ -457,17 +457,22 @@ impl Exchange {
             && self.claim.session.is_some()
     }
 
-    /// Its session, if that is to be handed off before the request can be served.
-    pub(crate) fn departing_session(&self) -> Option<DepartingSession> {
-        if !self.is_of_session() {
-            return None;
-        }
-        let session = self.claim.session.as_ref()?;
-        self.pool.departing_holder(session)?;
-        Some(DepartingSession {
+    /// Its SockJS session over HTTP, in a pool where nodes are expected.
+    pub(crate) fn session(&self) -> Option<PooledSession> {
+        let is_of_session = self.is_of_session();
+        let session = self.claim.session.as_ref().filter(|_| is_of_session)?;
+        Some(PooledSession {
             pool: Arc::clone(&self.pool),
             session: session.clone(),
         })
+    }
+
+    /// Its session, if that is to be handed off before the request can be served.
+    pub(crate) fn departing_session(&self) -> Option<PooledSession> {
+        let session = self.claim.session.as_ref();
+        let session = session.filter(|_| self.is_of_session())?;
+        self.pool.departing_holder(session)?;
+        self.session()
     }
 
     /// Whether its method is idempotent (RFC 9110, 9.2.2).

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode};
 use tokio::io::AsyncWrite;
 use tokio::time::{sleep, timeout};
@@ -792,8 +793,9 @@ impl<D: Downstream> Request<'_, D> {
             || self.engine.connections.is_draining();
         let mut body = ResponseBody::new(framing);
         let last = self.client.begin_response(&mut head, &body, last);
+        let ending = self.end_receiver_in_drain(&body, &backend);
         let passed = self
-            .forward_body(&mut body, early, new_session, &mut upstream)
+            .forward_body(&mut body, early, new_session, &mut upstream, ending)
             .await;
         let reusable = persists
             && self.upgrade.is_none()
@@ -823,13 +825,31 @@ impl<D: Downstream> Request<'_, D> {
         })
     }
 
-    /// Forwards the body of a response, of which `early` was read with its head, and continues to send the request body.
+    /// For a response of a SockJS session that may last: what has it end when the edge drains.
+    fn end_receiver_in_drain(
+        &self,
+        body: &ResponseBody,
+        backend: &Arc<Backend>,
+    ) -> Option<BoxFuture<'static, ()>> {
+        let session = self.exchange.session().filter(|_| !body.has_length())?;
+        let ending = session_handoff::end_receiver_in_drain(
+            Arc::clone(&self.engine.tunnel_context),
+            self.engine.connections.draining(),
+            Arc::clone(backend),
+            session,
+        );
+        Some(Box::pin(ending))
+    }
+
+    /// Forwards the body of a response, of which `early` was read with its head, and continues to send the request body. `beside` runs
+    /// meanwhile.
     async fn forward_body(
         &mut self,
         body: &mut ResponseBody,
         early: Vec<u8>,
         new_session: Option<NewSession>,
         upstream: &mut UpstreamConnection,
+        mut beside: Option<BoxFuture<'static, ()>>,
     ) -> Result<Surplus, Truncated> {
         let mut sleep = pin!(sleep(Duration::ZERO));
         let mut passing = Passing {
@@ -842,7 +862,15 @@ impl<D: Downstream> Request<'_, D> {
             has_ended: false,
             uploads: !self.upload.is_sent(),
         };
-        poll_fn(|cx| self.poll_forward(cx, body, upstream, &mut passing)).await
+        poll_fn(|cx| {
+            if let Some(running) = &mut beside
+                && running.as_mut().poll(cx).is_ready()
+            {
+                beside = None;
+            }
+            self.poll_forward(cx, body, upstream, &mut passing)
+        })
+        .await
     }
 
     fn poll_forward(

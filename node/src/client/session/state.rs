@@ -37,6 +37,8 @@ pub(crate) struct State {
     is_sent_away: bool,
     /// Whether the receiver has sent a frame.
     has_sent: bool,
+    /// Whether the receiver gets what is queued, and ends.
+    receiver_ends: bool,
     handoff: Handoff,
     /// Whether the open frame is sent. A session that closes before still sends `o` first.
     opened: bool,
@@ -95,7 +97,8 @@ pub(crate) enum Next {
     Heartbeat,
     /// The close frame: the last of this receiver.
     Close(Disconnect),
-    /// A heartbeat, as the last frame of this receiver: the client sends another request, which may go to another node.
+    /// A heartbeat, as the last frame of this receiver: the client sends another request, which may go to another node, or come by
+    /// another edge.
     Leave,
     /// Nothing: wait until something changes.
     Wait,
@@ -152,6 +155,7 @@ impl State {
             delays,
             is_sent_away: false,
             has_sent: false,
+            receiver_ends: false,
             handoff: Handoff::None,
             opened: false,
             close_sent: false,
@@ -175,7 +179,7 @@ impl State {
             Receiver::Attached { .. } => Attach::Busy,
             Receiver::Absent { .. } => {
                 self.receiver = Receiver::Attached { quiet_since: now };
-                self.has_sent = false;
+                (self.has_sent, self.receiver_ends) = (false, false);
                 Attach::Attached
             }
         }
@@ -193,6 +197,11 @@ impl State {
     /// Has receivers end after a frame, or soon, also those to come: for a node that drains.
     pub(crate) fn send_away(&mut self) {
         self.is_sent_away = true;
+    }
+
+    /// Has the attached receiver end behind what is queued; the next one is like any other.
+    pub(crate) fn end_receiver(&mut self) {
+        self.receiver_ends = self.is_attached();
     }
 
     /// Begins a handoff: the receiver gets what is queued, and ends.
@@ -264,7 +273,7 @@ impl State {
                 self.close_sent = true;
                 Next::Close(disconnect)
             }
-            Phase::Open if self.handoff == Handoff::Begun => Next::Leave,
+            Phase::Open if self.handoff == Handoff::Begun || self.receiver_ends => Next::Leave,
             Phase::Open
                 if self.is_sent_away && (self.has_sent || quiet_since + QUIET_MAX <= now) =>
             {

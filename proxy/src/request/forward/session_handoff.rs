@@ -1,7 +1,8 @@
-//! A SockJS session over HTTP whose backend drains: another backend continues it, and gets its requests from then on.
+//! A SockJS session over HTTP whose backend drains: another backend continues it, and gets its requests from then on. And one whose
+//! edge drains: its response ends, so that the next request comes by another edge.
 //!
-//! Requests of the session wait meanwhile, so that none reaches a backend that no longer has it, or does not have it yet. The
-//! crate `causeway-node` documents what is asked of the backend (`protocol::handoff::SESSION`).
+//! Requests of a session that is handed off wait meanwhile, so that none reaches a backend that no longer has it, or does not have
+//! it yet. The crate `causeway-node` documents what is asked of the backend (`protocol::handoff::SESSION`).
 
 use std::collections::hash_map::Entry;
 use std::future::poll_fn;
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::balancer::affinity::SessionKey;
@@ -20,16 +22,19 @@ use crate::balancer::pool::Backend;
 use crate::balancer::pool::Pool;
 use crate::balancer::pool::Tried;
 use crate::http::fields::{Fields as _, Response as _};
-use crate::http::http1::ResponseReader;
-use crate::request::exchange::DepartingSession;
+use crate::http::http1::{ResponseHead, ResponseReader};
 use crate::request::exchange::HANDOFF_HEADER;
 use crate::request::exchange::HANDOFF_PATH;
+use crate::request::exchange::PooledSession;
 use crate::request::forward::handoff::BACKENDS_MAX;
 use crate::request::forward::handoff::TunnelContext;
 use crate::request::forward::handoff::attempt;
 
 /// How long the backend may take to hand a session off: longer than a node takes if all goes as slowly as it may.
 const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(8);
+
+/// Over which time the responses to receivers end when the edge drains. All of their clients come again.
+const RECEIVERS_SPREAD: Duration = Duration::from_secs(2);
 
 /// The response of the backend.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,8 +65,8 @@ impl Drop for UnderWay {
 /// # Cancel safety
 ///
 /// The handoff goes on.
-pub(super) async fn settle(context: &Arc<TunnelContext>, departing: DepartingSession) {
-    let DepartingSession { pool, session } = departing;
+pub(super) async fn settle(context: &Arc<TunnelContext>, departing: PooledSession) {
+    let PooledSession { pool, session } = departing;
     let mut over = {
         let mut under_way = context.session_handoffs.0.lock();
         match under_way.entry((pool.name.clone(), session)) {
@@ -159,15 +164,56 @@ async fn ask(
     session: &SessionKey,
     target: &str,
 ) -> Result<Response, String> {
+    let handoff = format!("Causeway-Handoff: {target}\r\n");
+    let (head, body) = post(context, pool, from, session, &handoff).await?;
+    let status = head.status();
+    Ok(match head.text(HANDOFF_HEADER) {
+        _ if status == StatusCode::OK => Response::Moved,
+        Some(instance) if status == StatusCode::TEMPORARY_REDIRECT => {
+            Response::Elsewhere(instance.to_owned())
+        }
+        _ => Response::Stays(reason(status, &body)),
+    })
+}
+
+/// When the edge drains, has `backend` end the response to the session's receiver as it ends any response, at some time within
+/// [`RECEIVERS_SPREAD`]: the client sends its next request, to another edge or to the process that takes over from this one.
+pub(super) async fn end_receiver_in_drain(
+    context: Arc<TunnelContext>,
+    draining: CancellationToken,
+    backend: Arc<Backend>,
+    session: PooledSession,
+) {
+    draining.cancelled().await;
+    sleep(RECEIVERS_SPREAD.mul_f64(fastrand::f64())).await;
+    let PooledSession { pool, session } = session;
+    let asked = match post(&context, &pool, &backend, &session, "").await {
+        Ok((head, _)) if head.status() == StatusCode::OK => Ok(()),
+        Ok((head, body)) => Err(reason(head.status(), &body)),
+        Err(reason) => Err(reason),
+    };
+    if let Err(reason) = asked {
+        debug!(pool = pool.name, backend = %backend.id, reason, "the response to a session stays open");
+    }
+}
+
+/// Posts a request about the session to `backend`, and returns its response: the head, and what came with it.
+async fn post(
+    context: &TunnelContext,
+    pool: &Pool,
+    backend: &Backend,
+    session: &SessionKey,
+    header: &str,
+) -> Result<(ResponseHead, Vec<u8>), String> {
     let session = session.as_str();
     if !session.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("its name cannot be sent in a header".to_owned());
     }
     let request = format!(
         "POST {HANDOFF_PATH} HTTP/1.1\r\nHost: causeway\r\nConnection: close\r\nContent-Length: 0\r\n\
-         Causeway-Handoff: {target}\r\nCauseway-Session: {session}\r\n\r\n"
+         {header}Causeway-Session: {session}\r\n\r\n"
     );
-    let dialed = context.dialer.dial(&from.address, pool.tls.as_deref());
+    let dialed = context.dialer.dial(&backend.address, pool.tls.as_deref());
     let mut socket = dialed.await.map_err(|error| error.to_string())?.socket;
     let mut reader = ResponseReader::new(context.response_limits);
     let exchanged = async {
@@ -180,16 +226,11 @@ async fn ask(
         .map_err(|_| "no response of its backend in time")?
         .map_err(|error| error.to_string())?
         .map_err(|error| error.to_string())?;
-    let status = head.status();
-    Ok(match head.text(HANDOFF_HEADER) {
-        _ if status == StatusCode::OK => Response::Moved,
-        Some(instance) if status == StatusCode::TEMPORARY_REDIRECT => {
-            Response::Elsewhere(instance.to_owned())
-        }
-        _ => {
-            let body = reader.into_rest();
-            let reason = String::from_utf8_lossy(&body[..body.len().min(200)]);
-            Response::Stays(format!("{status}: {}", reason.trim()))
-        }
-    })
+    Ok((head, reader.into_rest()))
+}
+
+/// What a response of a backend that has not done what was asked says.
+fn reason(status: StatusCode, body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
+    format!("{status}: {}", text.trim())
 }

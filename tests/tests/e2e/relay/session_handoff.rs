@@ -11,6 +11,8 @@ use causeway_tests::harness::{
     http::{Connection, Response},
     loopback,
     node::{self, Node},
+    process::{Process, Signal},
+    programs,
     redis::Redis,
     scratch::Scratch,
     settings::Settings,
@@ -18,6 +20,7 @@ use causeway_tests::harness::{
     websocket::{self, WebSocket},
 };
 use serde_json::json;
+use tokio::process::Command;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const SESSION: &str = "/relay/000/a-session";
@@ -466,5 +469,82 @@ async fn a_node_that_stops_hands_its_sessions_off_and_closes_those_that_come_wit
     })
     .await?;
     scene.nodes[home].process.exit(DEADLINE).await?;
+    Ok(())
+}
+
+/// A receiver of the session whose response has begun.
+struct Streaming {
+    connection: Connection,
+    head: Response,
+}
+
+impl Streaming {
+    async fn open(address: SocketAddr) -> Result<Self> {
+        let mut connection = Connection::open(address).await?;
+        let head = format!(
+            "POST {SESSION}/xhr_streaming HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n"
+        );
+        connection.send(head).await?;
+        let head = connection.head().await?;
+        ensure!(head.status == 200, "{head:?}");
+        Ok(Self { connection, head })
+    }
+
+    /// What comes up to the end of the response, which is complete.
+    async fn rest(mut self) -> Result<String> {
+        let rest = self.connection.body_of(&self.head).await?;
+        Ok(String::from_utf8(rest)?.trim_start_matches("hh").to_owned())
+    }
+}
+
+#[tokio::test]
+async fn the_response_to_a_receiver_ends_in_order_when_its_edge_is_replaced_or_drains() -> Result<()>
+{
+    let scene = Scene::start("session-receiver-ends").await?;
+    let socket = scene.scratch.path().join("edge.sock");
+    let settings = edge::settings(&[("a", scene.at(0)), ("b", scene.at(1))])
+        .with("affinity.sockjs_path", json!(true))
+        .with("drain.timeout", json!("2m"))
+        .with("takeover.socket", json!(socket));
+    let first = Edge::start(&settings, scene.scratch.path()).await?;
+    for id in ["a", "b"] {
+        first.backend_in_state(id, "up").await?;
+    }
+    wait::until("the takeover socket", DEADLINE, async || {
+        first
+            .process
+            .log()
+            .contains("takeover socket")
+            .then_some(())
+    })
+    .await?;
+    assert_eq!(poll(first.address).await?, "o\n");
+
+    let receiver = Streaming::open(first.address).await?;
+    let mut command = Command::new(programs::ours("causeway-proxy")?);
+    let file = scene.scratch.write("second.yaml", &settings.text())?;
+    command.arg("--config").arg(file);
+    command.arg("--takeover").arg(socket);
+    let mut second = Process::spawn("second", command, scene.scratch.path())?;
+    let rest = receiver.rest().await?;
+    ensure!(rest.ends_with("h\n"), "{rest:?}");
+    send(first.address, "between").await?;
+    assert_eq!(messages(first.address, 1).await?, ["between"]);
+    wait::until("the end of the takeover", DEADLINE, async || {
+        second.log().contains("takeover complete").then_some(())
+    })
+    .await?;
+
+    let receiver = Streaming::open(first.address).await?;
+    second.signal(Signal::Terminate);
+    let rest = receiver.rest().await?;
+    ensure!(rest.ends_with("h\n"), "{rest:?}");
+    second.exit(DEADLINE).await?;
+    // The session is open: another edge would go on with it.
+    let mut sessions = 0;
+    for node in 0..2 {
+        sessions += scene.count(node, "causeway_node_sessions ").await?;
+    }
+    assert_eq!(sessions, 1);
     Ok(())
 }

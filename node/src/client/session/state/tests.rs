@@ -114,6 +114,20 @@ fn a_session_that_is_sent_away_ends_its_receivers_after_a_frame_or_soon() {
 }
 
 #[test]
+fn one_receiver_ends_behind_what_is_queued_and_the_next_one_stays() {
+    let start = Instant::now();
+    let mut state = open(start);
+    state.end_receiver();
+    assert_eq!(state.next(true, start), Next::Messages);
+    assert_eq!(state.next(false, start), Next::Leave);
+    state.detach(Detach::Finished, start);
+    // There is none that could end.
+    state.end_receiver();
+    assert_eq!(state.attach(start), Attach::Attached);
+    assert_eq!(state.next(false, start), Next::Wait);
+}
+
+#[test]
 fn a_session_of_another_node_continues_where_it_was() {
     let start = Instant::now();
     let mut state = State::continued(DELAYS, start);
@@ -218,6 +232,7 @@ fn state_named(name: &str, now: Instant) -> State {
         delays: DELAYS,
         is_sent_away: false,
         has_sent: false,
+        receiver_ends: false,
         handoff: match name {
             "leaving" => Handoff::Begun,
             "left" => Handoff::Cut,
