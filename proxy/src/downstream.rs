@@ -10,6 +10,7 @@
 pub(crate) mod acceptor;
 mod connection;
 mod http2;
+mod idle;
 pub(crate) mod open_connections;
 pub(crate) mod proxy_protocol;
 
@@ -23,6 +24,7 @@ use pingora::http::ResponseHeader;
 
 pub(crate) use crate::downstream::connection::Connection;
 pub(crate) use crate::downstream::http2::{Http2, Http2Limits, Http2Request, Http2Stream};
+pub(crate) use crate::downstream::idle::{IdleConnection, IdleState, ParkedIdle};
 use crate::http::http1::{ChunkError, ResponseBody, ResponseHead};
 use crate::http::scheme::Scheme;
 use crate::tunnel::Socket;

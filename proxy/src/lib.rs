@@ -186,7 +186,7 @@ pub fn run(
     server.add_service(background_service(
         "certificates",
         CertificateWatch {
-            acceptors,
+            acceptors: Arc::clone(&acceptors),
             metrics: Arc::clone(&components.proxy.metrics),
             background: components.background.clone(),
         },
@@ -207,7 +207,7 @@ pub fn run(
         "successor",
         Successor {
             inheritance: Mutex::new(inheritance),
-            engine: components.engine(),
+            app: Arc::new(components.app(acceptors)),
             reloader: Arc::clone(&components.reloader),
             manager: Arc::clone(&manager),
             opening,

@@ -2,13 +2,13 @@
 //!
 //! The running process is the *predecessor*, the new one the *successor*. They talk over a unix socket (`takeover.socket`), to which
 //! only processes of the same user can connect. The successor gets the listening sockets, and begins to accept; then the predecessor
-//! stops accepting, and sends its tunnels in batches. What cannot be sent stays where it is, and is drained.
+//! stops accepting, and sends its idle connections and tunnels in batches. What cannot be sent stays where it is, and is drained.
 //!
 //! [`wire`] has the messages as bytes, [`channel`] carries them with their descriptors. [`Predecessor`] and [`Successor`] are the
 //! services of both processes, [`launch`] starts a successor from the file of this program.
 //!
-//! Invariant: of two processes one reads and writes a tunnel. The predecessor ends the task of a tunnel before it sends it, and gives
-//! it up for good when it has sent the commit; the successor neither reads nor writes before it has the commit. Until then the
+//! Invariant: of two processes one reads and writes a socket. The predecessor parks a tunnel or a connection, so that nothing reads
+//! or writes it, before it sends it, and gives it up for good when it has sent the commit; the successor neither reads nor writes before it has the commit. Until then the
 //! predecessor can continue everything, and does so if the successor fails.
 
 mod channel;

@@ -104,6 +104,11 @@ impl Acceptor {
         with_problems.map(|certificate| certificate.why).collect()
     }
 
+    /// Whether connections are over TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Whether connections start with HTTP: without TLS and without PROXY headers.
     pub(crate) fn is_plain_http(&self) -> bool {
         self.tls.is_none() && self.proxy_protocol_peers.is_empty()
@@ -181,7 +186,11 @@ impl Acceptors {
             return Some(Arc::clone(only));
         }
         let digest = stream.get_socket_digest()?;
-        let address = *digest.local_addr()?.as_inet()?;
+        self.at(*digest.local_addr()?.as_inet()?)
+    }
+
+    /// The acceptor of the listener that accepts connections to `address`.
+    pub(crate) fn at(&self, address: SocketAddr) -> Option<Arc<Acceptor>> {
         std::iter::once(address.ip())
             .chain(EVERYWHERE)
             .find_map(|ip| {

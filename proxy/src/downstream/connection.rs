@@ -99,6 +99,13 @@ impl Connection {
         self.ahead.split_to(head)
     }
 
+    /// The addresses of the client and of this side.
+    pub(super) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let digest = self.io.get_socket_digest()?;
+        let client = *digest.peer_addr()?.as_inet()?;
+        Some((client, *digest.local_addr()?.as_inet()?))
+    }
+
     /// The underlying stream, from which nothing may have been read.
     pub(super) fn into_io(self) -> Stream {
         self.io

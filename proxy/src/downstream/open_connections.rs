@@ -7,9 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::downstream::ParkedIdle;
 
 /// The client connections that are not tunnels, and whether the edge is draining.
 pub(crate) struct Connections {
@@ -18,6 +22,17 @@ pub(crate) struct Connections {
     late: AtomicU64,
     draining: CancellationToken,
     closing_idle: CancellationToken,
+    /// Where idle connections go that another process continues, while it takes over.
+    parking: Mutex<Option<mpsc::Sender<ParkedIdle>>>,
+}
+
+/// What becomes of an idle connection.
+#[derive(Debug)]
+pub(crate) enum IdleEnd {
+    /// It is to be closed.
+    Close,
+    /// It is to be parked there.
+    Park(mpsc::Sender<ParkedIdle>),
 }
 
 /// One counted connection.
@@ -33,6 +48,7 @@ impl Connections {
             late: AtomicU64::new(millis(late)),
             draining: CancellationToken::new(),
             closing_idle: CancellationToken::new(),
+            parking: Mutex::default(),
         })
     }
 
@@ -53,9 +69,14 @@ impl Connections {
         self.open.len()
     }
 
-    /// Whether the edge is draining: responses then close their connection.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+    /// Whether responses close their connection: the edge is draining, and no other process takes idle connections.
+    pub(crate) fn closes_after_response(&self) -> bool {
+        self.draining.is_cancelled() && self.parking().is_none()
+    }
+
+    fn parking(&self) -> Option<mpsc::Sender<ParkedIdle>> {
+        let parking = self.parking.lock();
+        parking.clone().filter(|parking| !parking.is_closed())
     }
 
     /// Cancelled when the drain begins.
@@ -69,6 +90,15 @@ impl Connections {
         self.open.close();
     }
 
+    /// Begins the drain with connections being parked when they are idle, until the receiver is closed. It still has to receive what was
+    /// sent before. At most `waiting_max` wait in it at a time.
+    pub(crate) fn drain_parking(&self, waiting_max: usize) -> mpsc::Receiver<ParkedIdle> {
+        let (parking, parked) = mpsc::channel(waiting_max);
+        *self.parking.lock() = Some(parking);
+        self.drain();
+        parked
+    }
+
     /// Begins the drain, and closes idle connections at once.
     pub(crate) fn close_idle(&self) {
         self.closing_idle.cancel();
@@ -78,6 +108,18 @@ impl Connections {
     /// Ready when idle connections are to be closed at once.
     pub(crate) async fn closing_idle(&self) {
         self.closing_idle.cancelled().await;
+    }
+
+    /// Ready when an idle connection is to be closed or parked because of the drain.
+    pub(crate) async fn idle_ended(&self, may_be_parked: bool) -> IdleEnd {
+        if may_be_parked {
+            self.draining.cancelled().await;
+            if let Some(parking) = self.parking() {
+                return IdleEnd::Park(parking);
+            }
+        }
+        self.idle_expired().await;
+        IdleEnd::Close
     }
 
     /// Ready when an idle connection is to be closed because of the drain.

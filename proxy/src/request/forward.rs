@@ -267,7 +267,7 @@ impl Engine {
                 | Rejection::BodyTimeout(_)
                 | Rejection::Limited(Limit::BodySize)
         );
-        if closes || is_unusable || self.connections.is_draining() || !D::REUSABLE {
+        if closes || is_unusable || self.connections.closes_after_response() || !D::REUSABLE {
             return true;
         }
         !discard_body(client).await
@@ -790,7 +790,7 @@ impl<D: Downstream> Request<'_, D> {
             || is_early
             || self.upgrade.is_some()
             || self.half_closed != HalfClosed::No
-            || self.engine.connections.is_draining();
+            || self.engine.connections.closes_after_response();
         let mut body = ResponseBody::new(framing);
         let last = self.client.begin_response(&mut head, &body, last);
         let ending = self.end_receiver_in_drain(&body, &backend);

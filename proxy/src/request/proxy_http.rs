@@ -475,7 +475,7 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         context: &mut RequestContext,
     ) -> Result<()> {
-        if self.connections.is_draining() {
+        if self.connections.closes_after_response() {
             downstream.set_keepalive(None);
         }
         // HTTP/1.0 has no chunks: the end of the connection is the end of the body (RFC 9112, 6.1).
@@ -633,7 +633,7 @@ impl ProxyHttp for Edge {
         let (head, body) = self.proxy.own_response(rejection);
         let error_code = head.status.as_u16();
         // Reusable if all of the request was read.
-        let is_reusable = downstream.is_body_done() && !self.connections.is_draining();
+        let is_reusable = downstream.is_body_done() && !self.connections.closes_after_response();
         if !is_reusable {
             downstream.set_keepalive(None);
         }

@@ -9,6 +9,7 @@ mod strict;
 
 use std::future::poll_fn;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,26 +21,31 @@ use http::{HeaderValue, Method};
 use pingora::apps::ServerApp;
 use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::config::Timeouts;
+use crate::downstream::acceptor::Acceptor;
 use crate::downstream::acceptor::Acceptors;
 use crate::downstream::acceptor::Admission;
-use crate::downstream::open_connections::Connections;
-use crate::downstream::{Connection, Downstream, Http2, Http2Request, Http2Stream};
+use crate::downstream::open_connections::{Connections, IdleEnd};
+use crate::downstream::{
+    Connection, Downstream, Http2, Http2Request, Http2Stream, IdleConnection, IdleState, ParkedIdle,
+};
 use crate::http::fields::Fields;
 use crate::http::http1::{BodyLength, NotHttp1, RequestHead};
 use crate::limits::Limit;
 use crate::limits::Permits;
 use crate::request::error::Rejection;
 use crate::request::exchange::ProxyState;
-use crate::request::forward::{Engine, Incoming, Upgrade};
+use crate::request::forward::{CannotAdopt, Engine, Incoming, Upgrade};
 use crate::server::app::head::HeadError;
 use crate::server::app::head::HeadLimits;
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::server::app::head::parse_head;
 use crate::server::app::redirect::Decision;
+use crate::tunnel::BareSocket;
 
 /// How long writing the last response of a connection may take.
 const LAST_RESPONSE_WRITE: Duration = Duration::from_secs(1);
@@ -185,6 +191,161 @@ impl EdgeApp {
         };
         Ok((head, BodyLength::Bytes(0), Some(upgrade)))
     }
+
+    /// Serves the requests of a connection, one after the other, until it ends or another process has it.
+    async fn serve_requests(
+        &self,
+        mut client: Connection,
+        acceptor: &Acceptor,
+        mut permits: Option<Permits>,
+        peer: Option<IpAddr>,
+    ) {
+        let mut may_be_parked = true;
+        let limits = HeadLimits {
+            deadline: self.timeouts.head,
+            idle: self.timeouts.keepalive,
+            size_max: self.head_size,
+        };
+        loop {
+            let mut end = IdleEnd::Close;
+            let ended = async { end = self.connections.idle_ended(may_be_parked).await };
+            let head = match head::read(&mut client, limits, ended).await {
+                Ok(head) => head,
+                Err(HeadError::NoRequest | HeadError::Broken) => return,
+                Err(HeadError::Drained) => {
+                    let IdleEnd::Park(parking) = end else { return };
+                    let Some(stays) = Box::pin(park(client, permits, parking)).await else {
+                        return;
+                    };
+                    (client, permits) = stays;
+                    may_be_parked = false;
+                    continue;
+                }
+                Err(HeadError::Timeout) => {
+                    self.reject(client, peer, Rejection::HeadTimeout).await;
+                    return;
+                }
+                Err(HeadError::TooLarge) => {
+                    self.reject(client, peer, Rejection::HeadTooLarge).await;
+                    return;
+                }
+                Err(HeadError::LineTooLong) => {
+                    self.reject(client, peer, Rejection::TargetTooLong).await;
+                    return;
+                }
+            };
+            let head_info = match head::parse_head(&mut client.ahead[..head], self.headers) {
+                Ok(head_info) => head_info,
+                Err(rejection) => {
+                    self.reject(client, peer, rejection).await;
+                    return;
+                }
+            };
+            if let Some(port) = acceptor.redirect_to_https
+                && let Some(rejection) = https_redirect(&client.ahead[..head], port)
+            {
+                self.reject(client, peer, rejection).await;
+                return;
+            }
+            let upgrade = match self.upgrade_to(&head_info) {
+                Some(protocol) => permits.take().map(|connection| Upgrade {
+                    protocol,
+                    connection,
+                }),
+                None => None,
+            };
+            let bytes = client.begin_request(head, head_info.body, head_info.head.version());
+            let incoming = Incoming {
+                client,
+                head: head_info.head.with(bytes),
+                body: head_info.body,
+                upgrade,
+            };
+            // Boxed: most connections of a busy edge wait for a request, and their future is then small.
+            let Some(next) = Box::pin(self.engine.serve(incoming)).await else {
+                return;
+            };
+            client = next;
+        }
+    }
+
+    /// Takes an idle connection of another process, to be continued on `runtime`. Nothing is read or written yet.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotAdopt`]; its socket is as it was.
+    pub(crate) fn adopt(
+        self: &Arc<Self>,
+        descriptor: OwnedFd,
+        state: IdleState,
+        permit_source: Option<u64>,
+        runtime: &Handle,
+    ) -> Result<AdoptedIdle, CannotAdopt> {
+        let acceptor = self.acceptors.at(state.local);
+        let acceptor = acceptor.filter(|it| it.is_tls() == state.tls.is_some());
+        let acceptor = acceptor.ok_or(CannotAdopt::Listener)?;
+        let permits = self.proxy.gate.adopt_connection(permit_source);
+        let permits = permits.ok_or(CannotAdopt::Limit)?;
+        // The socket is registered with it.
+        let _runtime = runtime.enter();
+        let peer = state.client.ip();
+        let socket = BareSocket::from_descriptor(descriptor)?;
+        let client = Connection::from_idle(IdleConnection { socket, state });
+        Ok(AdoptedIdle {
+            app: Arc::clone(self),
+            client: client.ok_or(CannotAdopt::State)?,
+            acceptor,
+            permits,
+            peer,
+            runtime: runtime.clone(),
+        })
+    }
+}
+
+/// An idle connection of another process that can be continued here, and does not run yet. Dropped, it leaves its socket as it is.
+pub(crate) struct AdoptedIdle {
+    app: Arc<EdgeApp>,
+    client: Connection,
+    acceptor: Arc<Acceptor>,
+    permits: Permits,
+    peer: IpAddr,
+    runtime: Handle,
+}
+
+impl AdoptedIdle {
+    /// Runs it.
+    pub(crate) fn start(self) {
+        let Self {
+            app,
+            client,
+            acceptor,
+            permits,
+            peer,
+            runtime,
+        } = self;
+        let counted = app.connections.count();
+        runtime.spawn(async move {
+            let _counted = counted;
+            app.serve_requests(client, &acceptor, Some(permits), Some(peer))
+                .await;
+        });
+    }
+}
+
+/// Parks an idle connection, for another process to continue it; `None` when it does.
+async fn park(
+    client: Connection,
+    permits: Option<Permits>,
+    parking: mpsc::Sender<ParkedIdle>,
+) -> Option<(Connection, Option<Permits>)> {
+    let idle = match client.into_idle() {
+        Ok(idle) => idle,
+        Err(client) => return Some((*client, permits)),
+    };
+    let (parked, stays) = ParkedIdle::new(idle, permits);
+    let _ = parking.send(parked).await; // An error: nobody takes connections any more, and it stays.
+    let (idle, permits) = stays.await.ok()?;
+    Some((Connection::from_idle(idle)?, permits))
 }
 
 /// The redirect of a plain HTTP request to https, unless it is to be served here.
@@ -233,7 +394,7 @@ impl ServerApp for EdgeApp {
             }
             Admission::Closed => return None,
         };
-        let mut permits = Some(Permits::new(permit, address_permit));
+        let permits = Some(Permits::new(permit, address_permit));
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             let app = Arc::clone(self);
             let serve = |accepted| {
@@ -244,60 +405,9 @@ impl ServerApp for EdgeApp {
             return None;
         }
         let peer = peer_of_stream(&stream);
-        let mut client = Connection::new(stream);
-        let limits = HeadLimits {
-            deadline: self.timeouts.head,
-            idle: self.timeouts.keepalive,
-            size_max: self.head_size,
-        };
-        loop {
-            let head = match head::read(&mut client, limits, self.connections.idle_expired()).await
-            {
-                Ok(head) => head,
-                Err(HeadError::NoRequest | HeadError::Broken) => return None,
-                Err(HeadError::Timeout) => {
-                    self.reject(client, peer, Rejection::HeadTimeout).await;
-                    return None;
-                }
-                Err(HeadError::TooLarge) => {
-                    self.reject(client, peer, Rejection::HeadTooLarge).await;
-                    return None;
-                }
-                Err(HeadError::LineTooLong) => {
-                    self.reject(client, peer, Rejection::TargetTooLong).await;
-                    return None;
-                }
-            };
-            let head_info = match head::parse_head(&mut client.ahead[..head], self.headers) {
-                Ok(head_info) => head_info,
-                Err(rejection) => {
-                    self.reject(client, peer, rejection).await;
-                    return None;
-                }
-            };
-            if let Some(port) = acceptor.redirect_to_https
-                && let Some(rejection) = https_redirect(&client.ahead[..head], port)
-            {
-                self.reject(client, peer, rejection).await;
-                return None;
-            }
-            let upgrade = match self.upgrade_to(&head_info) {
-                Some(protocol) => permits.take().map(|connection| Upgrade {
-                    protocol,
-                    connection,
-                }),
-                None => None,
-            };
-            let bytes = client.begin_request(head, head_info.body, head_info.head.version());
-            let incoming = Incoming {
-                client,
-                head: head_info.head.with(bytes),
-                body: head_info.body,
-                upgrade,
-            };
-            // Boxed: most connections of a busy edge wait for a request, and their future is then small.
-            client = Box::pin(self.engine.serve(incoming)).await?;
-        }
+        let client = Connection::new(stream);
+        self.serve_requests(client, &acceptor, permits, peer).await;
+        None
     }
 
     async fn cleanup(&self) {

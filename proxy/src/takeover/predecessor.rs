@@ -1,6 +1,6 @@
 //! The running process: waits for a successor, and hands everything over to it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
@@ -13,9 +13,10 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::downstream::ParkedIdle;
 use crate::downstream::open_connections::Connections;
 use crate::limits::ThrottledLog;
 use crate::net::owner_socket::OwnerSocket;
@@ -26,7 +27,9 @@ use crate::takeover::BATCH_TUNNELS;
 use crate::takeover::Launcher;
 use crate::takeover::channel::{Channel, MESSAGE_WAIT, TakeoverError};
 use crate::takeover::wire;
-use crate::takeover::wire::{BackendOverride, Kind, Legacy, ListenerName, TUNNEL_MAX, Taken};
+use crate::takeover::wire::{
+    BackendOverride, Bytes, Kind, Legacy, ListenerName, TUNNEL_MAX, Taken,
+};
 use crate::tunnel::TunnelHandle;
 
 /// How long a successor may take to load everything that it needs.
@@ -43,6 +46,12 @@ const QUIET: Duration = Duration::from_millis(10);
 
 /// The pause between two passes over the tunnels, in which requests may become tunnels.
 const PASS_PAUSE: Duration = Duration::from_millis(200);
+
+/// The same before the first pass: idle connections are parked at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The most idle connections of a batch.
+const BATCH_CONNECTIONS: usize = 2 * BATCH_TUNNELS;
 
 /// The pause after an accept failed.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
@@ -71,7 +80,10 @@ pub(crate) struct Predecessor {
     pub(crate) upgrade: Arc<Notify>,
 }
 
-/// How many tunnels a pass has handed over.
+/// Where idle connections arrive that are to be handed over.
+type IdleReceiver = mpsc::Receiver<ParkedIdle>;
+
+/// How many tunnels or idle connections were handed over.
 #[derive(Clone, Copy, Debug, Default)]
 struct Handed {
     taken: usize,
@@ -97,10 +109,10 @@ impl BackgroundService for Predecessor {
             () = draining.cancelled() => None,
         };
         self.listeners.lock().clear();
-        if let Some(channel) = channel {
+        if let Some((channel, idle)) = channel {
             // Also after a panic: this process does not accept any more.
             let _handed_over = self.handed_over.clone().drop_guard();
-            self.hand_over(&channel).await;
+            self.hand_over(&channel, idle).await;
         }
     }
 }
@@ -131,8 +143,8 @@ impl Predecessor {
         }
     }
 
-    /// Waits until a successor accepts. This process does not, then.
-    async fn succession(&self, socket: Option<OwnerSocket>) -> Channel {
+    /// Waits until a successor accepts. This process does not, then, and its idle connections arrive here.
+    async fn succession(&self, socket: Option<OwnerSocket>) -> (Channel, Option<IdleReceiver>) {
         let Some(socket) = socket else {
             return std::future::pending().await;
         };
@@ -156,7 +168,7 @@ impl Predecessor {
                 }
             };
             match negotiated.await {
-                Ok(()) => return channel,
+                Ok(idle) => return (channel, idle),
                 Err(error) => {
                     tracing::warn!(process, %error, "a successor has not taken over, still serving");
                     // Without a connection it notices as well.
@@ -209,7 +221,7 @@ impl Predecessor {
         }
     }
 
-    /// Hands the listeners over.
+    /// Hands the listeners over. Returns where idle connections arrive, if the successor takes them.
     ///
     /// # Errors
     ///
@@ -218,7 +230,7 @@ impl Predecessor {
         &self,
         channel: &Channel,
         process: Option<i32>,
-    ) -> Result<(), TakeoverError> {
+    ) -> Result<Option<IdleReceiver>, TakeoverError> {
         if !self.inherited.is_cancelled() {
             let why = "the running process is still taking over from its own predecessor";
             return Err(TakeoverError::Unsuitable(why.to_owned()));
@@ -243,8 +255,11 @@ impl Predecessor {
             self.manager.notify(ServiceState::MainProcess(process));
         }
         self.taken_over.cancel();
-        self.connections.drain();
-        Ok(())
+        if version < wire::IDLE_SINCE {
+            self.connections.drain();
+            return Ok(None);
+        }
+        Ok(Some(self.connections.drain_parking(2 * BATCH_CONNECTIONS)))
     }
 
     /// Sends the sessions that the pools remember. Those that begin later are found by the ring, as this process has placed them.
@@ -292,13 +307,20 @@ impl Predecessor {
         Ok((legacy, descriptors))
     }
 
-    /// Hands tunnels over until no connection is left that could become one, or `drain.timeout` is over.
-    async fn hand_over(&self, channel: &Channel) {
+    /// Hands tunnels and idle connections over until no connection is left that could become either, or `drain.timeout` is over.
+    async fn hand_over(&self, channel: &Channel, mut idle: Option<IdleReceiver>) {
         let (started, limit) = (Instant::now(), self.reloader.drain_config().timeout);
-        let mut taken = 0;
+        let (mut taken, mut idle_taken) = (0, 0);
         let passes = async {
             let mut was_empty = false;
+            let mut pause = FIRST_PAUSE;
             loop {
+                let handed = hand_over_idle(channel, &mut idle, pause).await?;
+                idle_taken += handed.taken;
+                if handed.is_full {
+                    return Ok(());
+                }
+                pause = PASS_PAUSE;
                 // A connection can become a tunnel, but not the other way round. One that was just accepted is not counted yet.
                 let is_empty = self.connections.open() == 0;
                 let is_last = was_empty && is_empty;
@@ -308,10 +330,11 @@ impl Predecessor {
                 if is_last || handed.is_full || limit < started.elapsed() {
                     return Ok::<(), TakeoverError>(());
                 }
-                tokio::time::sleep(PASS_PAUSE).await;
             }
         };
         let passed = passes.await;
+        // Those that wait in it stay.
+        drop(idle);
         if let Err(error) = passed {
             tracing::error!(%error, "the successor has failed, closing the tunnels that it has not taken");
         } else if let Err(error) = channel.send(&wire::empty(Kind::End), &[]).await {
@@ -319,7 +342,13 @@ impl Predecessor {
         }
         let tunnels_left = self.context.tunnels.open();
         let after = started.elapsed();
-        tracing::info!(tunnels = taken, tunnels_left, ?after, "handed over");
+        tracing::info!(
+            tunnels = taken,
+            tunnels_left,
+            idle_connections = idle_taken,
+            ?after,
+            "handed over"
+        );
     }
 
     /// Hands over all tunnels that can be handed over now.
@@ -370,6 +399,69 @@ impl Predecessor {
         }
         Ok(handed)
     }
+}
+
+/// Hands idle connections over as they come, for so long.
+///
+/// # Errors
+///
+/// [`TakeoverError`]: those that were not taken stay.
+async fn hand_over_idle(
+    channel: &Channel,
+    idle: &mut Option<IdleReceiver>,
+    wait: Duration,
+) -> Result<Handed, TakeoverError> {
+    let until = tokio::time::Instant::now() + wait;
+    let mut handed = Handed::default();
+    let Some(idle) = idle else {
+        tokio::time::sleep_until(until).await;
+        return Ok(handed);
+    };
+    let mut parked = Vec::new();
+    while !handed.is_full
+        && let Ok(_) = timeout_at(until, idle.recv_many(&mut parked, BATCH_CONNECTIONS)).await
+    {
+        for batch in batches(std::mem::take(&mut parked), wire::idle_size) {
+            let sent = send_idle(channel, batch).await?;
+            handed.taken += sent.taken;
+            handed.is_full |= sent.is_full;
+        }
+    }
+    if handed.is_full {
+        tracing::warn!("the successor can take no more connections");
+    }
+    Ok(handed)
+}
+
+/// Sends a batch of idle connections, and commits it: those that the successor has taken are given up, the others stay.
+///
+/// # Errors
+///
+/// [`TakeoverError`]: the successor has none of them, and all stay.
+async fn send_idle(channel: &Channel, batch: Vec<ParkedIdle>) -> Result<Handed, TakeoverError> {
+    let size = batch.iter().map(wire::idle_size).sum();
+    if TUNNEL_MAX < size && batch.len() == 1 {
+        return Ok(Handed::default());
+    }
+    let mut writer = wire::idle_connections(batch.len(), size);
+    for parked in &batch {
+        wire::write_idle(&mut writer, parked);
+    }
+    let descriptors: Vec<_> = { batch.iter() }
+        .map(|parked| parked.connection().socket.as_fd())
+        .collect();
+    let taken = settle(channel, writer.finish(), &descriptors, batch.len()).await?;
+    let mut handed = Handed {
+        taken: 0,
+        is_full: taken.is_full,
+    };
+    for (parked, is_taken) in batch.into_iter().zip(taken.tunnels) {
+        if is_taken {
+            handed.taken += 1;
+            parked.release();
+        }
+    }
+    Ok(handed)
 }
 
 /// The tunnels of these that are parked, as soon as all have responded or ended.
@@ -474,9 +566,23 @@ async fn offer(
     let descriptors: Vec<_> = sockets
         .flat_map(|tunnel| [tunnel.client.as_fd(), tunnel.backend.as_fd()])
         .collect();
-    channel.send(&writer.finish(), &descriptors).await?;
+    settle(channel, writer.finish(), &descriptors, batch.len()).await
+}
+
+/// Sends a batch of `count`, and commits what the successor can take.
+///
+/// # Errors
+///
+/// [`TakeoverError`]: it has not got the commit, and never will, if the channel is closed.
+async fn settle(
+    channel: &Channel,
+    message: Bytes,
+    descriptors: &[BorrowedFd<'_>],
+    count: usize,
+) -> Result<Taken, TakeoverError> {
+    channel.send(&message, descriptors).await?;
     let took = channel.expect(Kind::Took, MESSAGE_WAIT).await?;
-    let taken = wire::read_took(&took.payload, batch.len()).ok_or(TakeoverError::Malformed)?;
+    let taken = wire::read_took(&took.payload, count).ok_or(TakeoverError::Malformed)?;
     // An error means that it was not sent: it is one piece.
     channel.send(&wire::empty(Kind::Commit), &[]).await?;
     Ok(taken)

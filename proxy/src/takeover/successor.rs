@@ -20,15 +20,18 @@ use tokio_util::sync::CancellationToken;
 use crate::balancer::pool::{Pool, Pools, State};
 use crate::config::Timeouts;
 use crate::net::owner_socket::SocketFile;
-use crate::request::forward::{AdoptedTunnel, CannotAdopt, Engine, ForeignTunnel};
+use crate::request::forward::{AdoptedTunnel, CannotAdopt, ForeignTunnel};
+use crate::server::app::{AdoptedIdle, EdgeApp};
 use crate::server::listeners::{BindError, BoundListener, Opening, SharedListener};
 use crate::server::logging;
 use crate::server::reload::Reloader;
 use crate::server::workers::Workers;
 use crate::takeover::BATCH_TUNNELS;
-use crate::takeover::channel::{Channel, MESSAGE_WAIT, TakeoverError};
+use crate::takeover::channel::{Channel, DESCRIPTORS_MAX, MESSAGE_WAIT, Received, TakeoverError};
 use crate::takeover::wire;
-use crate::takeover::wire::{BackendOverride, Kind, ListenerName, Taken, VERSIONS, WireTunnel};
+use crate::takeover::wire::{
+    BackendOverride, Kind, ListenerName, Taken, VERSIONS, WireIdle, WireTunnel,
+};
 use crate::tunnel::TunnelInfo;
 
 /// How long the pools may take to find the backends that the predecessor knows.
@@ -136,7 +139,7 @@ fn matching(listeners: &[ListenerName], address: SocketAddr) -> Option<usize> {
 pub(crate) struct Successor {
     /// Taken by the service when it starts.
     pub(crate) inheritance: Mutex<Option<Inheritance>>,
-    pub(crate) engine: Engine,
+    pub(crate) app: Arc<EdgeApp>,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) manager: Arc<ServiceManager>,
     /// Of the listeners for clients.
@@ -181,12 +184,20 @@ impl BackgroundService for Successor {
         }
         self.manager.notify(ServiceState::Ready);
         tracing::info!("taken over, accepting");
-        let (started, mut count) = (Instant::now(), 0);
+        let (started, mut count) = (Instant::now(), Count::default());
         match self.adopt_all(&channel, &workers, &mut count).await {
-            Ok(()) => {
-                tracing::info!(tunnels = count, after = ?started.elapsed(), "takeover complete")
-            }
-            Err(error) => tracing::error!(tunnels = count, %error, "takeover incomplete"),
+            Ok(()) => tracing::info!(
+                tunnels = count.tunnels,
+                idle_connections = count.idle_connections,
+                after = ?started.elapsed(),
+                "takeover complete"
+            ),
+            Err(error) => tracing::error!(
+                tunnels = count.tunnels,
+                idle_connections = count.idle_connections,
+                %error,
+                "takeover incomplete"
+            ),
         }
         self.inherited.cancel();
     }
@@ -210,7 +221,7 @@ impl Successor {
 
     /// Remembers the sessions that the other process sends until it says that this one may begin to accept.
     async fn adopt_sessions(&self, channel: &Channel) -> Result<(), TakeoverError> {
-        let pools = self.engine.proxy.pools();
+        let pools = self.app.proxy.pools();
         let mut adopted = 0;
         loop {
             let received = timeout(MESSAGE_WAIT, channel.receive()).await;
@@ -246,7 +257,7 @@ impl Successor {
 
     /// Sets for backends what operators have set in the other process.
     fn set_overrides(&self, overrides: &[BackendOverride]) {
-        let pools = self.engine.proxy.pools();
+        let pools = self.app.proxy.pools();
         for BackendOverride { pool, backend, to } in overrides {
             let found = pools.named(pool).zip(backend.parse().ok());
             let found = found.and_then(|(pool, id)| Some((pool, pool.backend(&id)?)));
@@ -263,7 +274,7 @@ impl Successor {
             let backends = pool.backends();
             backends.iter().any(|it| it.state() == State::Unknown)
         };
-        while self.engine.proxy.pools().iter().any(is_unknown) {
+        while self.app.proxy.pools().iter().any(is_unknown) {
             tokio::time::sleep(PROBE_PAUSE).await;
         }
     }
@@ -277,40 +288,94 @@ impl Successor {
         }
     }
 
-    /// Continues all tunnels that the other process sends, and counts them.
+    /// Continues all tunnels and idle connections that the other process sends, and counts them.
     async fn adopt_all(
         &self,
         channel: &Channel,
         workers: &Workers,
-        count: &mut usize,
+        count: &mut Count,
     ) -> Result<(), TakeoverError> {
         loop {
-            let received = channel.receive().await?;
-            match received.kind {
+            let Received {
+                kind,
+                payload,
+                descriptors,
+            } = channel.receive().await?;
+            match kind {
                 Kind::End => return Ok(()),
-                Kind::Tunnels => {}
+                Kind::Tunnels => {
+                    let tunnels = wire::read_tunnels(&payload, BATCH_TUNNELS);
+                    drop(payload);
+                    let tunnels = tunnels.ok_or(TakeoverError::Malformed)?;
+                    let runtime = |number| workers.for_listener(count.tunnels + number);
+                    let (taken, adopted) = self.adopt(tunnels, descriptors, runtime);
+                    self.settle(channel, &taken).await?;
+                    count.tunnels += adopted.len();
+                    let metrics = &self.app.proxy.metrics;
+                    metrics.tunnels_taken_over.inc_by(adopted.len() as u64);
+                    adopted.into_iter().for_each(AdoptedTunnel::start);
+                }
+                Kind::Idle => {
+                    let idle = wire::read_idle_connections(&payload, DESCRIPTORS_MAX);
+                    drop(payload);
+                    let idle = idle.ok_or(TakeoverError::Malformed)?;
+                    let runtime = |number| workers.for_listener(count.idle_connections + number);
+                    let (taken, adopted) = self.adopt_idle(idle, descriptors, runtime);
+                    self.settle(channel, &taken).await?;
+                    count.idle_connections += adopted.len();
+                    adopted.into_iter().for_each(AdoptedIdle::start);
+                }
                 _ => return Err(TakeoverError::Malformed),
             }
-            let tunnels = wire::read_tunnels(&received.payload, BATCH_TUNNELS);
-            drop(received.payload);
-            let tunnels = tunnels.ok_or(TakeoverError::Malformed)?;
-            let (taken, adopted) = self.adopt(tunnels, received.descriptors, |number| {
-                workers.for_listener(*count + number)
-            });
-            channel.send(&wire::took(&taken), &[]).await?;
-            // Without it they are the other process's. However long it takes: only one of both may go on.
-            let commit = channel.receive().await?;
-            if commit.kind != Kind::Commit {
-                return Err(TakeoverError::Malformed);
-            }
-            *count += adopted.len();
-            self.engine
-                .proxy
-                .metrics
-                .tunnels_taken_over
-                .inc_by(adopted.len() as u64);
-            adopted.into_iter().for_each(AdoptedTunnel::start);
         }
+    }
+
+    /// Tells the other process what is taken, and waits for its commit: without it they are the other process's. However long it takes:
+    /// only one of both may go on.
+    async fn settle(&self, channel: &Channel, taken: &Taken) -> Result<(), TakeoverError> {
+        channel.send(&wire::took(taken), &[]).await?;
+        match channel.receive().await?.kind {
+            Kind::Commit => Ok(()),
+            _ => Err(TakeoverError::Malformed),
+        }
+    }
+
+    /// Takes the idle connections of a batch, as far as possible. None of them runs yet.
+    fn adopt_idle<'a>(
+        &self,
+        idle: Vec<WireIdle>,
+        descriptors: Vec<OwnedFd>,
+        runtime: impl Fn(usize) -> &'a Handle,
+    ) -> (Taken, Vec<AdoptedIdle>) {
+        let mut taken = Taken {
+            tunnels: vec![false; idle.len()],
+            is_full: descriptors.len() != idle.len(),
+        };
+        if taken.is_full {
+            tracing::error!("cannot take connections over: the limit of open files is reached");
+            return (taken, Vec::new());
+        }
+        let mut adopted = Vec::new();
+        for (place, (idle, descriptor)) in idle.into_iter().zip(descriptors).enumerate() {
+            let WireIdle {
+                state,
+                permit_source,
+            } = idle;
+            match self
+                .app
+                .adopt(descriptor, state, permit_source, runtime(place))
+            {
+                Ok(connection) => {
+                    taken.tunnels[place] = true;
+                    adopted.push(connection);
+                }
+                Err(error) => {
+                    taken.is_full |= matches!(error, CannotAdopt::Limit);
+                    tracing::debug!(%error, "an idle connection stays with the former process");
+                }
+            }
+        }
+        (taken, adopted)
     }
 
     /// Takes the tunnels of a batch, as far as possible. None of them runs yet.
@@ -362,7 +427,7 @@ impl Successor {
         backend: OwnedFd,
         runtime: &Handle,
     ) -> Result<AdoptedTunnel, Untaken> {
-        let pools = self.engine.proxy.pools();
+        let pools = self.app.proxy.pools();
         let pool = pools.named(&tunnel.pool);
         let id = tunnel.backend.parse().ok();
         let found = pool.zip(id).and_then(|(pool, id)| pool.backend(&id));
@@ -394,9 +459,16 @@ impl Successor {
             request_age: tunnel.request_age,
             permit_sources: tunnel.permit_sources,
         };
-        let adopted = self.engine.adopt(foreign, &to, runtime);
+        let adopted = self.app.engine.adopt(foreign, &to, runtime);
         adopted.map_err(Untaken::Other)
     }
+}
+
+/// How much was taken over.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    tunnels: usize,
+    idle_connections: usize,
 }
 
 /// Why a tunnel stays with the other process.

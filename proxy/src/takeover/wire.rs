@@ -2,6 +2,7 @@
 //!
 //! Does no I/O. What is read is checked; the other process may be of another version, or damaged.
 
+mod idle;
 mod tunnel;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::net::SocketAddr;
 use zeroize::Zeroizing;
 
 use crate::balancer::pool::{Override, SessionsPart};
+pub(super) use crate::takeover::wire::idle::{WireIdle, idle_size, write_idle};
 pub(super) use crate::takeover::wire::tunnel::{TUNNEL_MAX, WireTunnel, tunnel_size, write_tunnel};
 
 /// Kind and length.
@@ -21,7 +23,10 @@ pub(super) const MESSAGE_MAX: usize = 8 << 20;
 const LISTENERS_MAX: usize = 250;
 
 /// The versions of the state that this program writes and reads, the preferred one first.
-pub(super) const VERSIONS: [u16; 1] = [1];
+pub(super) const VERSIONS: [u16; 2] = [IDLE_SINCE, 1];
+
+/// The first version in which idle connections are sent.
+pub(super) const IDLE_SINCE: u16 = 2;
 
 /// What the first message begins with, in all versions.
 const MAGIC: &[u8; 8] = b"causeway";
@@ -59,10 +64,12 @@ pub(super) enum Kind {
     End,
     /// From the predecessor, behind `Ready`: a part of the sessions that a pool remembers.
     Sessions,
+    /// From the predecessor, as `Tunnels`: some idle connections, with one descriptor each.
+    Idle,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Hello,
         Self::Version,
         Self::Refused,
@@ -76,6 +83,7 @@ impl Kind {
         Self::Commit,
         Self::End,
         Self::Sessions,
+        Self::Idle,
     ];
 
     pub(super) fn of(number: u8) -> Option<Self> {
@@ -314,6 +322,22 @@ pub(super) fn read_tunnels(payload: &[u8], count_max: usize) -> Option<Vec<WireT
     reader.end(tunnels)
 }
 
+/// Begins a batch of `count` idle connections, which take `size` bytes.
+pub(super) fn idle_connections(count: usize, size: usize) -> Writer {
+    let mut writer = message(Kind::Idle, 4 + size);
+    writer.length(count);
+    writer
+}
+
+/// The idle connections of a batch, of which there may be `count_max`.
+pub(super) fn read_idle_connections(payload: &[u8], count_max: usize) -> Option<Vec<WireIdle>> {
+    let mut reader = Reader(payload);
+    let count = reader.length().filter(|count| *count <= count_max)?;
+    let idle = (0..count).map(|_| idle::read_idle(&mut reader));
+    let idle = idle.collect::<Option<_>>()?;
+    reader.end(idle)
+}
+
 /// Writes a message.
 pub(super) struct Writer(Bytes);
 
@@ -444,6 +468,7 @@ mod tests {
             let _ = read_legacy(&bytes);
             let _ = read_took(&bytes, 2);
             let _ = read_tunnels(&bytes, 100);
+            let _ = read_idle_connections(&bytes, 100);
         }
     }
 
@@ -468,7 +493,7 @@ mod tests {
             assert!(read_hello(wrong).is_err(), "{wrong:?}");
         }
         assert_eq!(read_version(payload(&version(1))), Some(1));
-        assert_eq!(read_version(payload(&version(2))), None);
+        assert_eq!(read_version(payload(&version(3))), None);
     }
 
     #[test]
@@ -522,6 +547,6 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(Kind::of(kind as u8), Some(kind));
         }
-        assert_eq!((Kind::of(0), Kind::of(14)), (None, None));
+        assert_eq!((Kind::of(0), Kind::of(15)), (None, None));
     }
 }

@@ -21,7 +21,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
 };
-use rustls::{CommonState, ExtractedSecrets, HandshakeKind};
+use rustls::{CommonState, ExtractedSecrets, HandshakeKind, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::net::pingora_stream::pingora_stream;
@@ -297,6 +297,9 @@ impl<S: Side, T: IO> TlsStream<S, T> {
         };
         incoming.shrink_to_fit();
         plain.shrink_to_fit();
+        if tls.state().protocol_version() == Some(ProtocolVersion::TLSv1_2) {
+            pending.reply = false; // It has no key updates.
+        }
         // Only a connection of HTTP/1 can become a tunnel.
         let is_http2 = tls.state().alpn_protocol() == Some(b"h2");
         Ok(Self {

@@ -51,6 +51,12 @@ impl Socket {
                 Err(tls) => Self::kept(tls),
             };
         }
+        if (*stream).as_any().is::<RecordStream<Accepted>>() {
+            let records = stream.into_any().downcast::<RecordStream<Accepted>>();
+            let bare = |accepted: Accepted| Self::Tcp(accepted.into_socket());
+            let records = records.expect("its type was checked").map_transport(bare);
+            return Self::Tls(Box::new(records));
+        }
         if (*stream).as_any().is::<Accepted>() {
             let accepted = stream.into_any().downcast::<Accepted>();
             return Self::Tcp(accepted.expect("its type was checked").into_socket());

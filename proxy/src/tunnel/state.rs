@@ -95,7 +95,7 @@ impl AsFd for BareSocket {
 
 impl Socket {
     /// Whether [`Socket::into_bare`] is possible.
-    fn can_be_bare(&self) -> bool {
+    pub(crate) fn can_be_bare(&self) -> bool {
         match self {
             Self::Tcp(_) | Self::Unix(_) => true,
             Self::Tls(tls) => {
@@ -106,7 +106,7 @@ impl Socket {
     }
 
     /// The bare socket, and the state of the TLS connection over it, which is no more.
-    fn into_bare(self) -> Option<(BareSocket, Option<Box<StreamState>>)> {
+    pub(crate) fn into_bare(self) -> Option<(BareSocket, Option<Box<StreamState>>)> {
         match self {
             Self::Tcp(socket) => Some((BareSocket::Tcp(socket), None)),
             Self::Unix(socket) => Some((BareSocket::Unix(socket), None)),

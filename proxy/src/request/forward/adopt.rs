@@ -25,7 +25,7 @@ pub(crate) struct ForeignTunnel {
     pub(crate) permit_sources: [Option<u64>; 2],
 }
 
-/// Why a tunnel of another process cannot be continued here.
+/// Why a tunnel or an idle connection of another process cannot be continued here.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CannotAdopt {
     #[error("limits.connections is reached")]
@@ -34,6 +34,8 @@ pub(crate) enum CannotAdopt {
     Socket(#[from] io::Error),
     #[error("its state is not possible")]
     State,
+    #[error("no listener has its address, or it has other settings for TLS")]
+    Listener,
 }
 
 /// A tunnel of another process that can be continued here, and does not run yet. Dropped, it leaves both sockets as they are.

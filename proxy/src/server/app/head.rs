@@ -30,7 +30,10 @@ pub(crate) struct HeadLimits {
 /// Why no head could be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeadError {
-    /// The client disconnected, was idle for too long, or the edge drains: there is no request to respond to.
+    /// The edge drains before there is a request: what becomes of the connection is said apart.
+    #[error("the edge drains")]
+    Drained,
+    /// The client disconnected, or was idle for too long: there is no request to respond to.
     #[error("the client sent no request")]
     NoRequest,
     /// The connection ended within a head.
@@ -46,7 +49,7 @@ pub(crate) enum HeadError {
 
 /// Waits for a head and returns its length, counted from the start of `client.ahead`.
 ///
-/// `idle_expired` ends the wait for the first byte only.
+/// `idle_ended` ends the wait for the first byte only.
 ///
 /// # Cancel safety
 ///
@@ -54,14 +57,14 @@ pub(crate) enum HeadError {
 pub(crate) async fn read(
     client: &mut Connection,
     limits: HeadLimits,
-    idle_expired: impl Future<Output = ()>,
+    idle_ended: impl Future<Output = ()>,
 ) -> Result<usize, HeadError> {
     skip_empty_lines(&mut client.ahead);
     if client.ahead.is_empty() {
         let first = tokio::select! {
             biased;
             first = timeout(limits.idle, poll_fn(|cx| client.poll_read_ahead(cx))) => first,
-            () = idle_expired => return Err(HeadError::NoRequest),
+            () = idle_ended => return Err(HeadError::Drained),
         };
         match first {
             Ok(Ok(count)) if count > 0 => {}

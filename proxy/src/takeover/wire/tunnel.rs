@@ -49,13 +49,16 @@ pub(in crate::takeover) fn tunnel_size(parked: &dyn ParkedTunnel) -> usize {
     let texts = [&info.host, &info.path].map(|text| text.as_deref().map_or(0, str::len));
     let names = info.group.pool.len() + info.group.backend.as_str().len();
     let requested = info.request_id.len() + info.method.len();
-    let tls = [&state.client_tls, &state.backend_tls].map(|tls| {
-        let lengths = |tls: &StreamState| tls.partial.len() + tls.plain.len() + tls.unsent.len();
-        tls.as_deref().map_or(0, lengths)
-    });
+    let tls = [&state.client_tls, &state.backend_tls];
+    let tls = tls.map(|tls| tls.as_deref().map_or(0, tls_size));
     let pending = state.up.pending.len() + state.down.pending.len();
     let variable: usize = texts.iter().chain(&tls).sum();
     FIXED_MAX + names + requested + pending + variable
+}
+
+/// How much the buffers of a TLS connection take.
+pub(super) fn tls_size(tls: &StreamState) -> usize {
+    tls.partial.len() + tls.plain.len() + tls.unsent.len()
 }
 
 /// Appends a tunnel to a batch.
@@ -117,7 +120,7 @@ fn write_state(writer: &mut Writer, state: &TunnelState) {
     }
 }
 
-fn write_tls(writer: &mut Writer, tls: &StreamState) {
+pub(super) fn write_tls(writer: &mut Writer, tls: &StreamState) {
     let records = &tls.records;
     writer.flag(records.role == Role::Server);
     writer.u8(records.cipher);
@@ -228,7 +231,7 @@ fn read_flow(reader: &mut Reader<'_>) -> Option<FlowState> {
     })
 }
 
-fn read_tls(reader: &mut Reader<'_>) -> Option<Box<StreamState>> {
+pub(super) fn read_tls(reader: &mut Reader<'_>) -> Option<Box<StreamState>> {
     let records = RecordsState {
         role: match reader.flag()? {
             true => Role::Server,

@@ -7,10 +7,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{ALPN, IO, Ssl};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::net::pingora_stream::pingora_stream;
 use crate::tls::record::RECORD_MAX;
 use crate::tls::record::RecordError;
 use crate::tls::record::layer::Records;
@@ -259,3 +263,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for RecordStream<T> {
         Pin::new(&mut this.transport).poll_shutdown(cx)
     }
 }
+
+impl<T: IO> Ssl for RecordStream<T> {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        Some(Arc::new(SslDigest::new("", "", None, None, Vec::new())))
+    }
+
+    /// Keys are taken out of connections of HTTP/1 alone.
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(ALPN::H1)
+    }
+}
+
+// A client connection of another process is a Pingora stream between its requests.
+pingora_stream!([T: IO] RecordStream<T>, over transport);

@@ -54,6 +54,7 @@ const GO: u8 = 6;
 const ACCEPTING: u8 = 7;
 const YOURS: u8 = 8;
 const TUNNELS: u8 = 9;
+const IDLE: u8 = 14;
 
 /// Sends every byte of a tunnel back; other requests get a short response.
 async fn echo_backend() -> Result<Backend> {
@@ -101,6 +102,38 @@ impl Scene {
         };
         scene.listens().await?;
         Ok(scene)
+    }
+
+    /// With a listener over TLS beside the plain one: how clients connect, and the folder of its certificates.
+    async fn over_tls(name: &str) -> Result<(Self, [Wire; 3], Scratch)> {
+        let tls = Scratch::new(&format!("{name}-certificates"))?;
+        let authority = Authority::new(tls.path())?;
+        authority.renew(tls.path())?;
+        let scene = Self::start(name, |settings, _| {
+            let listeners = json!([
+                { "address": "127.0.0.1:0" },
+                { "address": "127.0.0.1:0", "tls": { "folder": tls.path() } },
+            ]);
+            settings.with("listeners", listeners)
+        })
+        .await?;
+        let log = scene.edge.process.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let addresses: Vec<SocketAddr> = lines
+            .filter(|line| line["fields"]["listener"] == "edge")
+            .filter_map(|line| line["fields"]["address"].as_str()?.parse().ok())
+            .collect();
+        let &[plain, secure] = &addresses[..] else {
+            bail!("two listeners: {addresses:?}");
+        };
+        let wires = [
+            Wire::Plain(plain),
+            Wire::tls(secure, tls.path(), &TLS12)?,
+            Wire::tls(secure, tls.path(), &TLS13)?,
+        ];
+        Ok((scene, wires, tls))
     }
 
     fn socket(&self) -> PathBuf {
@@ -432,33 +465,8 @@ fn fields(log: &str, message: &str) -> Option<Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_upgrades_under_load_cut_no_tunnel_and_refuse_no_connection() -> Result<()> {
-    let tls = Scratch::new("takeover-certificates")?;
-    let authority = Authority::new(tls.path())?;
-    authority.renew(tls.path())?;
-    let mut scene = Scene::start("takeover-load", |settings, _| {
-        let listeners = json!([
-            { "address": "127.0.0.1:0" },
-            { "address": "127.0.0.1:0", "tls": { "folder": tls.path() } },
-        ]);
-        settings.with("listeners", listeners)
-    })
-    .await?;
-    let log = scene.edge.process.log();
-    let lines = log
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let addresses: Vec<SocketAddr> = lines
-        .filter(|line| line["fields"]["listener"] == "edge")
-        .filter_map(|line| line["fields"]["address"].as_str()?.parse().ok())
-        .collect();
-    let &[plain, secure] = &addresses[..] else {
-        bail!("two listeners: {addresses:?}");
-    };
-    let wires = [
-        Wire::Plain(plain),
-        Wire::tls(secure, tls.path(), &TLS12)?,
-        Wire::tls(secure, tls.path(), &TLS13)?,
-    ];
+    let (mut scene, wires, _certificates) = Scene::over_tls("takeover-load").await?;
+    let plain = wires[0].address();
     let mut load = Load::new();
     for number in 0..24 {
         load.tunnel(number, wires[number % 3].clone());
@@ -514,6 +522,89 @@ async fn two_upgrades_under_load_cut_no_tunnel_and_refuse_no_connection() -> Res
         "{reasons:?}"
     );
     Ok(())
+}
+
+/// Sends a request over a connection that stays open, and reads its response.
+async fn request(stream: &mut dyn Stream) -> Result<()> {
+    const BODY: &str = "hello";
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: edge\r\n\r\n")
+        .await?;
+    stream.flush().await?;
+    let mut response = Vec::new();
+    let reading = async {
+        while !response.ends_with(format!("\r\n\r\n{BODY}").as_bytes()) {
+            response.push(stream.read_u8().await?);
+        }
+        anyhow::Ok(())
+    };
+    let read = timeout(DEADLINE, reading).await;
+    let text = String::from_utf8_lossy(&response).to_ascii_lowercase();
+    read?.with_context(|| text.clone())?;
+    ensure!(text.starts_with("http/1.1 200"), "{text}");
+    ensure!(!text.contains("connection: close"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn idle_connections_go_on_in_the_new_process() -> Result<()> {
+    let (mut scene, wires, _certificates) = Scene::over_tls("takeover-idle").await?;
+    let mut connections = Vec::new();
+    for wire in &wires {
+        let mut used = wire.connect().await?;
+        request(&mut *used).await?;
+        connections.push(used);
+    }
+    // Without a request yet; of TLS 1.3 it would stay.
+    for wire in &wires[..2] {
+        connections.push(wire.connect().await?);
+    }
+    // Within a head: it is served where it is, and goes over behind its response.
+    let mut begun = wires[0].connect().await?;
+    request(&mut *begun).await?;
+    begun.write_all(b"GET / HTTP/1.1\r\nX-Slow:").await?;
+
+    let mut second = scene.successor("second", &scene.settings)?;
+    logged(&second, "taken over, accepting").await?;
+    begun.write_all(b" yes\r\n").await?;
+    begun.write_all(b"Host: edge\r\n\r\n").await?;
+    let mut response = [0; 15];
+    begun.read_exact(&mut response).await?;
+    ensure!(response.starts_with(b"HTTP/1.1 200"), "{response:?}");
+    while !response.ends_with(b"hello") {
+        response.rotate_left(1);
+        response[14] = timeout(DEADLINE, begun.read_u8()).await??;
+    }
+    connections.push(begun);
+    logged(&second, "takeover complete").await?;
+    let status = scene.edge.process.exit(DEADLINE).await?;
+    ensure!(status.success(), "{status} {}", scene.edge.process.tail());
+    let taken = fields(&second.log(), "takeover complete").context("it is complete")?;
+    // Those without a request may have been accepted by the new process.
+    ensure!(taken["idle_connections"].as_u64() >= Some(4), "{taken}");
+    for (place, connection) in connections.iter_mut().enumerate() {
+        let served = request(&mut **connection).await;
+        served.with_context(|| format!("connection {place}: {}", second.tail()))?;
+    }
+
+    second.signal(Signal::User2);
+    let _third = Stranger::of(&second).await?;
+    let status = second.exit(DEADLINE).await?;
+    ensure!(status.success(), "{status} {}", second.tail());
+    for connection in &mut connections {
+        request(&mut **connection).await?;
+    }
+    // One of them becomes a tunnel.
+    let mut tunnel = connections.swap_remove(2);
+    let upgrade = websocket::handshake(wires[2].address(), "/tunnel", &[]);
+    tunnel.write_all(upgrade.as_bytes()).await?;
+    tunnel.flush().await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(DEADLINE, tunnel.read_u8()).await??);
+    }
+    ensure!(head.starts_with(b"HTTP/1.1 101"), "{head:?}");
+    echo(&mut *tunnel, &frame(1, 1, 100)).await
 }
 
 #[tokio::test]
@@ -678,8 +769,10 @@ impl Fake {
     /// As a successor does, up to the message of this kind.
     async fn up_to(socket: &Path, last: u8) -> Result<Self> {
         let mut fake = Self::connect(socket).await?;
-        fake.hello(1).await?;
-        for kind in [VERSION, LISTENERS, READY, GO, ACCEPTING, YOURS, TUNNELS] {
+        // Of the first version, or of the one in which idle connections are sent.
+        fake.hello(if last == IDLE { 2 } else { 1 }).await?;
+        let batch = if last == IDLE { IDLE } else { TUNNELS };
+        for kind in [VERSION, LISTENERS, READY, GO, ACCEPTING, YOURS, batch] {
             match kind {
                 READY | ACCEPTING => fake.say(kind, &[]).await?,
                 _ => drop(fake.expect(kind).await?),
@@ -748,6 +841,44 @@ async fn a_successor_that_dies_with_tunnels_before_the_commit_loses_none() -> Re
         timeout(DEADLINE, tunnel.read_exact(&mut got)).await??;
         ensure!(got == expected, "an echo is not what was sent");
         echo(&mut **tunnel, &frame(1, 2, 9000)).await?;
+    }
+    scene.edge.process.signal(Signal::Kill);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_successor_that_dies_with_idle_connections_before_the_commit_loses_none() -> Result<()> {
+    let tls = Scratch::new("takeover-idle-certificates")?;
+    let authority = Authority::new(tls.path())?;
+    authority.renew(tls.path())?;
+    let mut scene = Scene::start("takeover-idle-commit", |settings, _| {
+        let listeners = json!([{ "address": "127.0.0.1:0", "tls": { "folder": tls.path() } }]);
+        let drain = json!({ "late": "1m", "spread": "50m", "timeout": "1h" });
+        settings.with("listeners", listeners).with("drain", drain)
+    })
+    .await?;
+    let mut connections = Vec::new();
+    for version in [&TLS12, &TLS13, &TLS12, &TLS13] {
+        let wire = Wire::tls(scene.edge.address, tls.path(), version)?;
+        let mut connection = wire.connect().await?;
+        request(&mut *connection).await?;
+        connections.push(connection);
+    }
+    let fake = Fake::up_to(&scene.socket(), IDLE).await?;
+    for connection in &mut connections {
+        connection
+            .write_all(b"GET / HTTP/1.1\r\nHost: edge\r\n\r\n")
+            .await?;
+        connection.flush().await?;
+    }
+    drop(fake);
+    logged(&scene.edge.process, "the successor has failed").await?;
+    for mut connection in connections {
+        let mut response = Vec::new();
+        timeout(DEADLINE, connection.read_to_end(&mut response)).await??;
+        let text = String::from_utf8_lossy(&response);
+        ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
+        ensure!(text.ends_with("hello"), "{text}");
     }
     scene.edge.process.signal(Signal::Kill);
     Ok(())

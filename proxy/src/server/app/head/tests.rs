@@ -126,7 +126,7 @@ async fn an_idle_connection_ends_when_the_edge_drains_but_a_head_under_way_is_re
     let (mut client, mut client_side) = connection();
     assert_eq!(
         read(&mut client_side, LIMITS, async {}).await,
-        Err(HeadError::NoRequest)
+        Err(HeadError::Drained)
     );
     client.write_all(HEAD).await.unwrap();
     assert_eq!(
