@@ -443,7 +443,7 @@ async fn send_idle(channel: &Channel, batch: Vec<ParkedIdle>) -> Result<Handed, 
     if TUNNEL_MAX < size && batch.len() == 1 {
         return Ok(Handed::default());
     }
-    let mut writer = wire::idle_connections(batch.len(), size);
+    let mut writer = wire::batch(Kind::Idle, batch.len(), size);
     for parked in &batch {
         wire::write_idle(&mut writer, parked);
     }
@@ -455,7 +455,7 @@ async fn send_idle(channel: &Channel, batch: Vec<ParkedIdle>) -> Result<Handed, 
         taken: 0,
         is_full: taken.is_full,
     };
-    for (parked, is_taken) in batch.into_iter().zip(taken.tunnels) {
+    for (parked, is_taken) in batch.into_iter().zip(taken.each) {
         if is_taken {
             handed.taken += 1;
             parked.release();
@@ -536,7 +536,7 @@ async fn send_batch(
         taken: 0,
         is_full: taken.is_full,
     };
-    let is_taken = taken.tunnels.into_iter().chain(std::iter::repeat(false));
+    let is_taken = taken.each.into_iter().chain(std::iter::repeat(false));
     for (tunnel, is_taken) in batch.into_iter().zip(is_taken) {
         if is_taken {
             handed.taken += 1;
@@ -558,7 +558,7 @@ async fn offer(
     batch: &[Box<dyn ParkedTunnel>],
     size: usize,
 ) -> Result<Taken, TakeoverError> {
-    let mut writer = wire::tunnels(batch.len(), size);
+    let mut writer = wire::batch(Kind::Tunnels, batch.len(), size);
     for tunnel in batch {
         wire::write_tunnel(&mut writer, &**tunnel);
     }

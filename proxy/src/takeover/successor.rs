@@ -348,7 +348,7 @@ impl Successor {
         runtime: impl Fn(usize) -> &'a Handle,
     ) -> (Taken, Vec<AdoptedIdle>) {
         let mut taken = Taken {
-            tunnels: vec![false; idle.len()],
+            each: vec![false; idle.len()],
             is_full: descriptors.len() != idle.len(),
         };
         if taken.is_full {
@@ -366,7 +366,7 @@ impl Successor {
                 .adopt(descriptor, state, permit_source, runtime(place))
             {
                 Ok(connection) => {
-                    taken.tunnels[place] = true;
+                    taken.each[place] = true;
                     adopted.push(connection);
                 }
                 Err(error) => {
@@ -386,7 +386,7 @@ impl Successor {
         runtime: impl Fn(usize) -> &'a Handle,
     ) -> (Taken, Vec<AdoptedTunnel>) {
         let mut taken = Taken {
-            tunnels: vec![false; tunnels.len()],
+            each: vec![false; tunnels.len()],
             is_full: false,
         };
         if descriptors.len() != 2 * tunnels.len() {
@@ -401,7 +401,7 @@ impl Successor {
             };
             match self.adopt_one(tunnel, client, backend, runtime(place)) {
                 Ok(tunnel) => {
-                    taken.tunnels[place] = true;
+                    taken.each[place] = true;
                     adopted.push(tunnel);
                 }
                 Err(Untaken::Backend { pool, backend }) => {

@@ -119,10 +119,10 @@ pub(super) struct BackendOverride {
     pub(super) to: Override,
 }
 
-/// Which tunnels of a batch the successor can take.
+/// Which tunnels or idle connections of a batch the successor can take.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Taken {
-    pub(super) tunnels: Vec<bool>,
+    pub(super) each: Vec<bool>,
     /// It may not open more descriptors, or connections.
     pub(super) is_full: bool,
 }
@@ -289,53 +289,50 @@ pub(super) fn read_sessions(payload: &[u8]) -> Option<(String, SessionsPart)> {
 }
 
 pub(super) fn took(taken: &Taken) -> Bytes {
-    let mut writer = message(Kind::Took, 5 + taken.tunnels.len());
+    let mut writer = message(Kind::Took, 5 + taken.each.len());
     writer.flag(taken.is_full);
-    writer.length(taken.tunnels.len());
-    taken.tunnels.iter().for_each(|it| writer.flag(*it));
+    writer.length(taken.each.len());
+    taken.each.iter().for_each(|it| writer.flag(*it));
     writer.finish()
 }
 
-/// Which of `count` tunnels are taken.
+/// Which of `count` are taken.
 pub(super) fn read_took(payload: &[u8], count: usize) -> Option<Taken> {
     let mut reader = Reader(payload);
     let is_full = reader.flag()?;
     reader.length().filter(|length| *length == count)?;
-    let tunnels = (0..count).map(|_| reader.flag());
-    let tunnels = tunnels.collect::<Option<_>>()?;
-    reader.end(Taken { tunnels, is_full })
+    let each = (0..count).map(|_| reader.flag());
+    let each = each.collect::<Option<_>>()?;
+    reader.end(Taken { each, is_full })
 }
 
-/// Begins a batch of `count` tunnels, which take `size` bytes.
-pub(super) fn tunnels(count: usize, size: usize) -> Writer {
-    let mut writer = message(Kind::Tunnels, 4 + size);
+/// Begins a batch of `count` tunnels or idle connections, which take `size` bytes.
+pub(super) fn batch(kind: Kind, count: usize, size: usize) -> Writer {
+    let mut writer = message(kind, 4 + size);
     writer.length(count);
     writer
 }
 
 /// The tunnels of a batch, of which there may be `count_max`.
 pub(super) fn read_tunnels(payload: &[u8], count_max: usize) -> Option<Vec<WireTunnel>> {
-    let mut reader = Reader(payload);
-    let count = reader.length().filter(|count| *count <= count_max)?;
-    let tunnels = (0..count).map(|_| tunnel::read_tunnel(&mut reader));
-    let tunnels = tunnels.collect::<Option<_>>()?;
-    reader.end(tunnels)
-}
-
-/// Begins a batch of `count` idle connections, which take `size` bytes.
-pub(super) fn idle_connections(count: usize, size: usize) -> Writer {
-    let mut writer = message(Kind::Idle, 4 + size);
-    writer.length(count);
-    writer
+    read_batch(payload, count_max, tunnel::read_tunnel)
 }
 
 /// The idle connections of a batch, of which there may be `count_max`.
 pub(super) fn read_idle_connections(payload: &[u8], count_max: usize) -> Option<Vec<WireIdle>> {
+    read_batch(payload, count_max, idle::read_idle)
+}
+
+fn read_batch<T>(
+    payload: &[u8],
+    count_max: usize,
+    read: fn(&mut Reader<'_>) -> Option<T>,
+) -> Option<Vec<T>> {
     let mut reader = Reader(payload);
     let count = reader.length().filter(|count| *count <= count_max)?;
-    let idle = (0..count).map(|_| idle::read_idle(&mut reader));
-    let idle = idle.collect::<Option<_>>()?;
-    reader.end(idle)
+    let all = (0..count).map(|_| read(&mut reader));
+    let all = all.collect::<Option<_>>()?;
+    reader.end(all)
 }
 
 /// Writes a message.
@@ -536,7 +533,7 @@ mod tests {
             assert_eq!(read_sessions(&payload(&bytes)[..length]), None, "{length}");
         }
         let taken = Taken {
-            tunnels: vec![true, false],
+            each: vec![true, false],
             is_full: true,
         };
         let bytes = took(&taken);

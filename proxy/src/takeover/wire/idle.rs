@@ -52,7 +52,7 @@ mod tests {
     use super::*;
     use crate::downstream::Connection;
     use crate::net::accepted::Accepted;
-    use crate::takeover::wire::{HEADER, idle_connections, read_idle_connections};
+    use crate::takeover::wire::{HEADER, Kind, batch, read_idle_connections};
 
     #[tokio::test]
     async fn an_idle_connection_is_read_as_it_was_written_and_no_part_of_one_is() {
@@ -70,7 +70,7 @@ mod tests {
         let (parked, mut stays) = ParkedIdle::new(idle, None);
 
         let size = idle_size(&parked);
-        let mut writer = idle_connections(1, size);
+        let mut writer = batch(Kind::Idle, 1, size);
         write_idle(&mut writer, &parked);
         let bytes = writer.finish();
         assert!(

@@ -136,6 +136,20 @@ impl Scene {
         Ok((scene, wires, tls))
     }
 
+    /// Over TLS alone, with a drain that closes no tunnel within the test, and idle connections `late`; with its certificates.
+    async fn drains_slowly(name: &str, late: &str) -> Result<(Self, Scratch)> {
+        let tls = Scratch::new(&format!("{name}-certificates"))?;
+        let authority = Authority::new(tls.path())?;
+        authority.renew(tls.path())?;
+        let scene = Self::start(name, |settings, _| {
+            let listeners = json!([{ "address": "127.0.0.1:0", "tls": { "folder": tls.path() } }]);
+            let drain = json!({ "late": late, "spread": "50m", "timeout": "1h" });
+            settings.with("listeners", listeners).with("drain", drain)
+        })
+        .await?;
+        Ok((scene, tls))
+    }
+
     fn socket(&self) -> PathBuf {
         self.scratch.path().join("edge.sock")
     }
@@ -813,15 +827,7 @@ async fn a_successor_that_dies_before_it_accepts_changes_nothing() -> Result<()>
 
 #[tokio::test]
 async fn a_successor_that_dies_with_tunnels_before_the_commit_loses_none() -> Result<()> {
-    let tls = Scratch::new("takeover-certificates")?;
-    let authority = Authority::new(tls.path())?;
-    authority.renew(tls.path())?;
-    let mut scene = Scene::start("takeover-commit", |settings, _| {
-        let listeners = json!([{ "address": "127.0.0.1:0", "tls": { "folder": tls.path() } }]);
-        let drain = json!({ "late": "0s", "spread": "50m", "timeout": "1h" });
-        settings.with("listeners", listeners).with("drain", drain)
-    })
-    .await?;
+    let (mut scene, tls) = Scene::drains_slowly("takeover-commit", "0s").await?;
     let address = scene.edge.address;
     let mut tunnels = Vec::new();
     for version in [&TLS12, &TLS13, &TLS12, &TLS13] {
@@ -848,15 +854,7 @@ async fn a_successor_that_dies_with_tunnels_before_the_commit_loses_none() -> Re
 
 #[tokio::test]
 async fn a_successor_that_dies_with_idle_connections_before_the_commit_loses_none() -> Result<()> {
-    let tls = Scratch::new("takeover-idle-certificates")?;
-    let authority = Authority::new(tls.path())?;
-    authority.renew(tls.path())?;
-    let mut scene = Scene::start("takeover-idle-commit", |settings, _| {
-        let listeners = json!([{ "address": "127.0.0.1:0", "tls": { "folder": tls.path() } }]);
-        let drain = json!({ "late": "1m", "spread": "50m", "timeout": "1h" });
-        settings.with("listeners", listeners).with("drain", drain)
-    })
-    .await?;
+    let (mut scene, tls) = Scene::drains_slowly("takeover-idle-commit", "1m").await?;
     let mut connections = Vec::new();
     for version in [&TLS12, &TLS13, &TLS12, &TLS13] {
         let wire = Wire::tls(scene.edge.address, tls.path(), version)?;
