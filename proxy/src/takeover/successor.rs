@@ -26,7 +26,7 @@ use crate::server::listeners::{BindError, BoundListener, Opening, SharedListener
 use crate::server::logging;
 use crate::server::reload::Reloader;
 use crate::server::workers::Workers;
-use crate::takeover::BATCH_TUNNELS;
+use crate::takeover::BATCH_TUNNELS_MAX;
 use crate::takeover::channel::{Channel, DESCRIPTORS_MAX, MESSAGE_WAIT, Received, TakeoverError};
 use crate::takeover::wire;
 use crate::takeover::wire::{
@@ -304,7 +304,7 @@ impl Successor {
             match kind {
                 Kind::End => return Ok(()),
                 Kind::Tunnels => {
-                    let tunnels = wire::read_tunnels(&payload, BATCH_TUNNELS);
+                    let tunnels = wire::read_tunnels(&payload, BATCH_TUNNELS_MAX);
                     drop(payload);
                     let tunnels = tunnels.ok_or(TakeoverError::Malformed)?;
                     let runtime = |number| workers.for_listener(count.tunnels + number);
@@ -369,8 +369,11 @@ impl Successor {
                     taken.each[place] = true;
                     adopted.push(connection);
                 }
+                Err(CannotAdopt::Limit) => {
+                    taken.is_full = true;
+                    break;
+                }
                 Err(error) => {
-                    taken.is_full |= matches!(error, CannotAdopt::Limit);
                     tracing::debug!(%error, "an idle connection stays with the former process");
                 }
             }
@@ -411,8 +414,12 @@ impl Successor {
                         "a tunnel stays: there is no such backend here"
                     );
                 }
+                Err(Untaken::Other(error @ CannotAdopt::Limit)) => {
+                    tracing::warn!(%error, "tunnels stay with the former process");
+                    taken.is_full = true;
+                    break;
+                }
                 Err(Untaken::Other(error)) => {
-                    taken.is_full |= matches!(error, CannotAdopt::Limit);
                     tracing::warn!(%error, "a tunnel stays with the former process");
                 }
             }
