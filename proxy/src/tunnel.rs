@@ -3,7 +3,8 @@
 //! A [`Tunnel`] owns both sockets and spawns no task: its caller polls it, which is [`forward`](crate::request::forward) behind an
 //! upgrade, or the process that took the sockets over. It reads into a buffer that all tunnels of the thread share, and writes at
 //! once. Bytes that the receiver does not accept wait in a `Vec` that is freed when they are sent, and nothing more is read in that
-//! direction meanwhile. The end of one direction is forwarded and leaves the other one open; a failure ends both.
+//! direction meanwhile. The end of one direction is forwarded and leaves the other one open; a failure ends both. A backend that supports
+//! the handoff ends with a Close frame unless it has died: then the client gets one, with 1012, if the last frame is complete.
 //!
 //! Unless client or backend ends it, a tunnel ends in one of four ways:
 //! - it is *closed*, because of a drain, the idle timeout, its maximum lifetime or an operator: each side gets a WebSocket Close
@@ -424,11 +425,18 @@ where
         };
         let (client, backend) = (&mut self.client, &mut self.backend);
         let up = self.up.pump(cx, client, backend, None, reading);
-        let reading = match &mut self.phase {
-            _ if !self.can_hand_off => Reading::On,
-            Phase::Noticed(notices) => Reading::WithNotices(notices),
-            Phase::HandingOff(handoff) => Reading::WithNotices(&mut handoff.notices),
-            Phase::Forwarding | Phase::Closing(_) => Reading::WithNotices(&mut found),
+        let notices = match &mut self.phase {
+            Phase::Noticed(notices) => notices,
+            Phase::HandingOff(handoff) => &mut handoff.notices,
+            Phase::Forwarding | Phase::Closing(_) => &mut found,
+        };
+        let close_at_end = self.can_hand_off && self.up.is_open();
+        let reading = match self.can_hand_off {
+            false => Reading::On,
+            true => Reading::Backend {
+                notices,
+                close_at_end,
+            },
         };
         let down = self.down.pump(cx, backend, client, close, reading);
         if matches!(self.phase, Phase::Forwarding) && !found.is_empty() {
@@ -439,6 +447,9 @@ where
             self.up_ended(end);
         }
         if let Poll::Ready(end) = down {
+            if close_at_end && end != FlowEnd::WriteFailed && self.down.lacks_close() {
+                self.close_code.get_or_insert(SERVICE_RESTART);
+            }
             self.down_ended(end);
         }
         if has_ended {

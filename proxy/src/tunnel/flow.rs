@@ -74,8 +74,12 @@ pub(super) enum Reading<'a> {
     },
     /// Not at all.
     Off,
-    /// On and on, with the notices of a handoff taken out.
-    WithNotices(&'a mut Notices),
+    /// On and on, from a backend that sends a Close frame before it ends: with the notices of a handoff taken out. If it ends without a
+    /// Close frame and `close_at_end` is set, the client gets one.
+    Backend {
+        notices: &'a mut Notices,
+        close_at_end: bool,
+    },
 }
 
 /// How a direction ended.
@@ -196,6 +200,12 @@ impl Flow {
         self.take_notices(behind, notices, false);
     }
 
+    /// Whether the last frame that was read is complete, and no Close frame.
+    pub(super) fn lacks_close(&self) -> bool {
+        let lacks = |frames: &Frames| frames.at_boundary() && !frames.close_seen();
+        self.frames.as_ref().is_some_and(lacks)
+    }
+
     /// The code of the Close frame, if one was read.
     pub(super) fn close_code(&self) -> Option<u16> {
         self.frames.as_ref().and_then(Frames::close_code)
@@ -247,15 +257,15 @@ impl Flow {
                 Reading::Client {
                     unsent: Some(_), ..
                 } if self.rests_at_message() => return Poll::Pending,
-                Reading::WithNotices(notices) if notices.is_done() => return Poll::Pending,
+                Reading::Backend { notices, .. } if notices.is_done() => return Poll::Pending,
                 _ => {}
             }
             match ready!(self.poll_forward(cx, reader, writer, close.is_some(), &mut reading)) {
                 Ok(()) => {}
                 Err(end) => {
-                    if let Reading::WithNotices(Notices {
+                    if let Reading::Backend {
                         close_at_end: true, ..
-                    }) = reading
+                    } = reading
                     {
                         self.put_close_to_client(SERVICE_RESTART);
                     }
@@ -321,7 +331,7 @@ impl Flow {
                     }
                 }
             }
-            if let Reading::WithNotices(notices) = reading {
+            if let Reading::Backend { notices, .. } = reading {
                 self.take_notices(behind, notices, to_boundary);
             }
             Poll::Ready(Ok(()))
@@ -350,8 +360,8 @@ impl Flow {
                 unsent.extend_from_slice(&data[message..]);
                 (&data[..message], &[])
             }
-            Reading::WithNotices(notices) if notices.is_within() => (&[], data),
-            Reading::WithNotices(_) => {
+            Reading::Backend { notices, .. } if notices.is_within() => (&[], data),
+            Reading::Backend { .. } => {
                 let at = frames.find(data, notices::FIRST_BYTE);
                 data.split_at(at.unwrap_or(data.len()))
             }
@@ -393,10 +403,7 @@ impl Flow {
 
     /// Appends a Close frame if it is valid here: at a boundary, and not after another Close.
     fn put_close_to_client(&mut self, code: u16) {
-        let Some(frames) = &self.frames else {
-            return;
-        };
-        if self.state == State::Open && frames.at_boundary() && !frames.close_seen() {
+        if self.state == State::Open && self.lacks_close() {
             self.pending
                 .extend_from_slice(&frames::close_to_client(code));
             self.state = State::Muted;
@@ -410,14 +417,7 @@ impl Flow {
         backend: &mut W,
         code: u16,
     ) {
-        let Some(frames) = &self.frames else {
-            return;
-        };
-        if self.state == State::Open
-            && self.pending.is_empty()
-            && frames.at_boundary()
-            && !frames.close_seen()
-        {
+        if self.state == State::Open && self.pending.is_empty() && self.lacks_close() {
             let _ = Pin::new(&mut *backend).poll_write(cx, &frames::close_to_backend(code));
             let _ = Pin::new(backend).poll_flush(cx);
         }

@@ -65,7 +65,6 @@ impl<B, P> Handoff<B, P> {
     pub(super) fn start_order(&mut self) {
         let due = tokio::time::sleep_until(Instant::now() + ORDER_WAIT);
         self.due = Some(Box::pin(due));
-        self.notices.close_at_end = true;
     }
 
     /// How far the client is read.

@@ -23,8 +23,6 @@ pub(super) struct Notices {
     /// The beginning of an incomplete one.
     held: Vec<u8>,
     found: Vec<Notice>,
-    /// Whether an end of the connection without a notice leaves it open where the client is: it gets a Close frame.
-    pub(super) close_at_end: bool,
 }
 
 impl Notices {

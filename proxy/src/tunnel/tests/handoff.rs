@@ -218,6 +218,47 @@ async fn a_backend_that_ends_after_the_order_leaves_the_client_a_close_frame() {
 }
 
 #[tokio::test]
+async fn a_backend_that_ends_without_a_close_frame_leaves_the_client_one() {
+    let mut scene = open(b"");
+    scene.first.write_all(FROM_BACKEND).await.unwrap();
+    scene.first.shutdown().await.unwrap();
+    let received = read(&mut scene.client, 11).await;
+    assert_eq!(received, [FROM_BACKEND, RESTART].concat());
+    scene.client.shutdown().await.unwrap();
+    let Event::Ended(end) = scene.event().await else {
+        panic!("it goes on");
+    };
+    assert_eq!(
+        (end.reason, end.close_code, end.backend_code),
+        (EndReason::BackendClosed, Some(1012), None)
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_inserted_into_a_frame_behind_a_close_frame_or_for_a_client_that_has_left() {
+    let close = &b"\x88\x02\x03\xe8"[..];
+    for last in [&FROM_BACKEND[..4], close] {
+        let mut scene = open(b"");
+        scene.first.write_all(last).await.unwrap();
+        scene.first.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut scene.client).await, last);
+    }
+    let client_closes = &b"\x88\x82\0\0\0\0\x03\xe8"[..];
+    for last in [client_closes, b""] {
+        let mut scene = open(b"");
+        scene.client.write_all(last).await.unwrap();
+        if last.is_empty() {
+            scene.client.shutdown().await.unwrap();
+            assert_eq!(read_all(&mut scene.first).await, b"");
+        } else {
+            assert_eq!(read(&mut scene.first, last.len()).await, last);
+        }
+        scene.first.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut scene.client).await, b"");
+    }
+}
+
+#[tokio::test]
 async fn a_backend_that_closes_after_the_order_is_received() {
     let mut scene = open(b"");
     scene.order().await;
