@@ -77,12 +77,17 @@ impl Fault {
         Self::DamagedSnapshot,
     ];
 
-    /// Whether it hands clients of its own off, for which messages of handoffs have to pass.
+    /// Whether it is not made while a message is held back: it takes so long that the held wire would be a fault of its own, or
+    /// hands clients off, for which messages have to pass.
     #[must_use]
     pub fn needs_the_wires(self) -> bool {
         matches!(
             self,
-            Self::ForgedToken | Self::RepeatedToken | Self::LateToken
+            Self::ForgedToken
+                | Self::RepeatedToken
+                | Self::LateToken
+                | Self::ReservedOpcode
+                | Self::ReadsNothing
         )
     }
 

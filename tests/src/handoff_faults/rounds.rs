@@ -244,7 +244,7 @@ impl Rounds {
     }
 
     /// What the nodes have counted before the fault, if messages that are kept nowhere may be lost from here on.
-    async fn begin_gap(&self, choice: &Choice) -> Option<Vec<[u64; 2]>> {
+    async fn begin_gap(&self, choice: &Choice) -> Option<Gaps> {
         let may_lose = match choice.fault {
             Fault::KillRedis | Fault::ResetWire => true,
             Fault::PauseTarget
@@ -323,7 +323,7 @@ impl Rounds {
     }
 
     /// Ends what lasts.
-    async fn end_fault(&mut self, choice: &Choice, gap: Option<Vec<[u64; 2]>>) -> Result<()> {
+    async fn end_fault(&mut self, choice: &Choice, gap: Option<Gaps>) -> Result<()> {
         let (source, target) = (choice.source, choice.target);
         match choice.fault {
             Fault::PauseTarget | Fault::PauseSource => {
@@ -360,19 +360,22 @@ impl Rounds {
     }
 
     /// Waits until all nodes are subscribed again, and finds whether one has counted a gap.
-    async fn end_gap(&mut self, choice: &Choice, before: Vec<[u64; 2]>) -> Result<()> {
+    async fn end_gap(&mut self, choice: &Choice, before: Gaps) -> Result<()> {
         let expects = match choice.fault {
             Fault::KillRedis => (0..=self.scene.nodes.len()).collect(),
             Fault::ResetWire => vec![victim(choice)],
             _ => Vec::new(),
         };
         let scene = &self.scene;
-        let has_ended = |node: usize| choice.cause == Cause::Terminate && node == choice.source;
+        let may_end = |node: usize| choice.cause == Cause::Terminate && node == choice.source;
         wait::until("the nodes to be subscribed again", SETTLE, async || {
             let now = gaps(scene).await;
-            let missing = { expects.iter().copied() }
-                .find(|node| now[*node][0] <= before[*node][0] && !has_ended(*node));
-            missing.is_none().then_some(())
+            let is_again = |node: usize| match (now[node], before[node]) {
+                (Some([now, _]), Some([before, _])) => before < now,
+                // Until it has ended, it has clients that may miss something.
+                (now, _) => now.is_none() && may_end(node),
+            };
+            expects.iter().all(|node| is_again(*node)).then_some(())
         })
         .await?;
         if choice.fault != Fault::ResetWire && choice.fault != Fault::KillRedis {
@@ -380,7 +383,8 @@ impl Rounds {
             sleep(SILENCE_MAX).await;
         }
         let now = gaps(scene).await;
-        let is_counted = now.iter().zip(&before).any(|(now, before)| now != before);
+        let is_counted = { now.iter().zip(&before) }
+            .any(|(now, before)| now.is_some() && before.is_some() && now != before);
         self.shared.record.lock().end_gap(is_counted);
         Ok(())
     }
@@ -559,8 +563,11 @@ fn victim(choice: &Choice) -> usize {
     }
 }
 
-/// What each node counts, and the application's own: times after which publications may be missing, and messages that are lost.
-async fn gaps(scene: &Scene) -> Vec<[u64; 2]> {
+/// Times after which publications may be missing, and messages that are lost; of a node that has not ended.
+type Gaps = Vec<Option<[u64; 2]>>;
+
+/// What each node counts, and the application's own.
+async fn gaps(scene: &Scene) -> Gaps {
     let mut all = Vec::new();
     for node in scene.nodes.iter().chain([&scene.own]) {
         let names = [
@@ -568,7 +575,7 @@ async fn gaps(scene: &Scene) -> Vec<[u64; 2]> {
             "causeway_node_dropped_total{",
         ];
         let counts = Scene::of_node(node, names).await;
-        all.push(counts.unwrap_or([0; 2]));
+        all.push(counts.ok());
     }
     all
 }
