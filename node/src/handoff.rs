@@ -38,8 +38,7 @@
 //! 3. A responds to the edge, which sends all further requests of the session to B. A request that was under way to A is told to ask
 //!    again if it is a receiver's; messages in it are published by A before it responds.
 //!
-//! Channel clients over HTTP are not handed off, nor are any channel clients while there are lifecycle events: a drain disconnects
-//! them, and they recover.
+//! Channel clients over HTTP are not handed off: a drain disconnects them, and they recover.
 
 mod arrivals;
 mod departure;

@@ -12,6 +12,8 @@
 //!
 //! Without Redis the log is in this process's memory, and ends with it.
 //!
+//! A client that is handed off to another node has its entry moved to that node, before the first one gives it up: no event.
+//!
 //! Invariant: events of one client, and of one channel, are in the log in the order in which they happened.
 
 use std::collections::HashMap;
@@ -166,21 +168,59 @@ impl Lifecycle {
         user: &str,
         transport: &'static str,
     ) -> Option<Begun> {
+        self.begin_client(client, user, transport, None)
+    }
+
+    /// Records that a client, which the node `from` has handed off, continues here: without an event, if it has an entry there.
+    pub(crate) fn arrived(
+        &self,
+        client: ClientId,
+        user: &str,
+        transport: &'static str,
+        from: Instance,
+    ) -> Option<Begun> {
+        self.begin_client(client, user, transport, Some(from))
+    }
+
+    fn begin_client(
+        &self,
+        client: ClientId,
+        user: &str,
+        transport: &'static str,
+        from: Option<Instance>,
+    ) -> Option<Begun> {
         if !self.connections {
             return None;
         }
-        let key = Key::Client(client);
         let subject = Subject {
             user: user.into(),
             transport,
+            from,
         };
-        // The clients of a user share a log, where a reconnect finds the session that it continues.
-        let name = if user.is_empty() {
-            client.to_string()
-        } else {
-            user.to_owned()
-        };
-        Some(self.begin(&name, key, subject))
+        let writer = self.writer_of(&client_log(client, user));
+        Some(begin(writer, Key::Client(client), subject))
+    }
+
+    /// Whether the log does not have all of this client yet.
+    pub(crate) fn is_behind(&self, client: ClientId, user: &str) -> bool {
+        let writer = self.writer_of(&client_log(client, user));
+        writer.is_waiting(&Key::Client(client))
+    }
+
+    /// Waits until all that was recorded so far is in the log, `max_wait` at most: whether it is. As [`Begun::entered`].
+    pub(crate) fn entered(&self, max_wait: Duration) -> impl Future<Output = bool> + Send + use<> {
+        let writers = self.writers.iter();
+        let positions: Vec<_> = writers
+            .map(|writer| (Arc::clone(writer), writer.position()))
+            .collect();
+        async move {
+            let entered = async {
+                for (writer, position) in positions {
+                    writer.entered(position).await;
+                }
+            };
+            time::timeout(max_wait, entered).await.is_ok()
+        }
     }
 
     /// Records that a client has subscribed to `channel`.
@@ -193,7 +233,7 @@ impl Lifecycle {
         let key = Key::Channel(channel.clone());
         let first = Occupied {
             subscribers: 1,
-            _begun: self.begin(channel.as_str(), key, Subject::default()),
+            _begun: begin(self.writer_of(channel.as_str()), key, Subject::default()),
         };
         occupied.insert(channel.clone(), first);
     }
@@ -211,14 +251,25 @@ impl Lifecycle {
         }
     }
 
-    fn begin(&self, name: &str, key: Key, subject: Subject) -> Begun {
-        let writer = &self.writers[redis::shard_of(name, self.writers.len())];
-        let position = writer.begin(key.clone(), subject);
-        Begun {
-            writer: Arc::clone(writer),
-            key,
-            position,
-        }
+    fn writer_of(&self, name: &str) -> &Arc<Writer> {
+        &self.writers[redis::shard_of(name, self.writers.len())]
+    }
+}
+
+/// The clients of a user share a log, where a reconnect finds the session that it continues.
+fn client_log(client: ClientId, user: &str) -> String {
+    match user {
+        "" => client.to_string(),
+        user => user.to_owned(),
+    }
+}
+
+fn begin(writer: &Arc<Writer>, key: Key, subject: Subject) -> Begun {
+    let position = writer.begin(key.clone(), subject);
+    Begun {
+        writer: Arc::clone(writer),
+        key,
+        position,
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::ClientId;
+use crate::protocol::instance::Instance;
 
 /// The most steps that wait while Redis is unavailable or full: about 20 MB. Clients and channels beyond that have no events.
 const QUEUE_MAX: usize = 100_000;
@@ -26,6 +27,8 @@ pub(super) struct Subject {
     /// Empty for an anonymous client.
     pub(super) user: Arc<str>,
     pub(super) transport: &'static str,
+    /// The node that has handed it off to this one: its entry there is continued.
+    pub(super) from: Option<Instance>,
 }
 
 /// A begin or an end.
@@ -60,7 +63,11 @@ impl Journal {
         if QUEUE_MAX <= self.queue.len() {
             return Err(Full);
         }
-        self.live.insert(key.clone(), subject.clone());
+        let lives_on = Subject {
+            from: None,
+            ..subject.clone()
+        };
+        self.live.insert(key.clone(), lives_on);
         let begins = Some(subject);
         self.queue.push_back(Step { key, begins });
         Ok(self.entered + self.queue.len() as u64)
@@ -94,6 +101,11 @@ impl Journal {
     /// How many steps are in the log.
     pub(super) fn entered(&self) -> u64 {
         self.entered
+    }
+
+    /// Whether a step of this subject waits.
+    pub(super) fn is_waiting(&self, key: &Key) -> bool {
+        self.queue.iter().any(|step| step.key == *key)
     }
 
     /// How many steps wait.
@@ -148,6 +160,7 @@ mod tests {
         journal.end(&channel("a"));
         let last = journal.begin(channel("b"), Subject::default()).unwrap();
         assert_eq!(steps(&journal), ["+a", "-a", "+b"]);
+        assert!(journal.is_waiting(&channel("a")) && !journal.is_waiting(&channel("c")));
         let (place, batch) = journal.next_batch(2);
         assert_eq!((place, batch.len()), (0, 2));
         assert_eq!((first, last), (1, 3));

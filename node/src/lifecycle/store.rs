@@ -136,11 +136,13 @@ impl RedisLog {
             };
             script.arg(if begins.is_some() { "+" } else { "-" });
             script.arg(kind).arg(name);
-            let (user, transport) = match begins {
-                Some(subject) => (&*subject.user, subject.transport),
-                None => ("", ""),
+            let (user, transport, from) = match begins {
+                Some(subject) => (&*subject.user, subject.transport, subject.from),
+                None => ("", "", None),
             };
+            let from = from.map(|from| from.to_string());
             script.arg(user).arg(transport);
+            script.arg(from.unwrap_or_default());
         }
         self.entered(&pipeline).await
     }

@@ -131,8 +131,24 @@ impl Node {
         let subject = Subject {
             user: user.into(),
             transport: "websocket",
+            from: None,
         };
         self.writer.begin(Key::Client(client), subject);
+    }
+
+    fn arrive(&self, client: ClientId, user: &str, from: Instance) {
+        let subject = Subject {
+            user: user.into(),
+            transport: "websocket",
+            from: Some(from),
+        };
+        self.writer.begin(Key::Client(client), subject);
+    }
+
+    /// Waits until all its steps are in the log.
+    async fn entered(&self) {
+        let entered = self.writer.entered(self.writer.position());
+        time::timeout(DEADLINE, entered).await.unwrap();
     }
 
     fn disconnect(&self, client: ClientId) {
@@ -452,6 +468,50 @@ async fn what_a_killed_node_held_is_ended_by_another() {
     let left = server.cli(&["KEYS", "causeway:{lc}:at:*"]);
     assert_eq!(left.lines().count(), 1, "{left}");
     survivor.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_handed_off_goes_on_in_its_session_without_an_event() {
+    for coalesce in [Duration::ZERO, COALESCE] {
+        let server = RedisServer::start().await;
+        let (first, first_lease) = sharing(&server, coalesce);
+        let (mut second, second_lease) = sharing(&server, coalesce);
+        let instance = |lease: &watch::Sender<Option<Lease>>| lease.borrow().unwrap().instance;
+        let (ann, bob) = (client(), client());
+        first.connect(ann, "ann");
+        first.connect(bob, "");
+        first.occupy("room");
+        first.events(3).await;
+        second.occupy("room");
+        second.arrive(ann, "ann", instance(&first_lease));
+        second.arrive(bob, "", instance(&first_lease));
+        second.entered().await;
+        first.disconnect(ann);
+        first.disconnect(bob);
+        first.vacate("room");
+        first.entered().await;
+        // Back again.
+        first.arrive(bob, "", instance(&second_lease));
+        first.entered().await;
+        second.disconnect(bob);
+        second.entered().await;
+        time::sleep(2 * coalesce).await; // An end would be due by then.
+        first.events(3).await;
+        // Each ends with the node that it is at.
+        first.disconnect(bob);
+        let events = first.events(4).await;
+        assert_eq!(short(&events[3]), format!("disconnected {bob}"));
+        second.tasks.abort_all();
+        end_lease(&server, second_lease.borrow().unwrap());
+        let events = shorts(&first.events(6).await);
+        assert!(events[4..].contains(&format!("disconnected {ann}")));
+        assert!(events[4..].contains(&"vacated room".to_owned()));
+        // The entry of one whose node was taken for dead has ended.
+        first.arrive(ann, "ann", instance(&second_lease));
+        let events = first.events(7).await;
+        assert_eq!(short(&events[6]), format!("connected {ann}"));
+        first.stop().await;
+    }
 }
 
 #[tokio::test]

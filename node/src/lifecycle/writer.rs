@@ -145,6 +145,25 @@ impl Writer {
         }
     }
 
+    /// Whether a step of this subject is not in the log yet.
+    pub(super) fn is_waiting(&self, key: &Key) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Redis(shared) => shared.journal.lock().is_waiting(key),
+        }
+    }
+
+    /// The position after all steps so far.
+    pub(super) fn position(&self) -> u64 {
+        match self {
+            Self::Memory(_) => 0,
+            Self::Redis(shared) => {
+                let journal = shared.journal.lock();
+                journal.entered() + journal.len() as u64
+            }
+        }
+    }
+
     /// Waits until all steps before `position` are in the log, unless Redis rejects steps, or has taken none for [`FAILING_FOR`].
     pub(super) async fn entered(&self, position: u64) {
         if let Self::Redis(shared) = self {

@@ -47,6 +47,9 @@ pub(crate) struct ClientState {
     /// How many servers carry its channels.
     #[prost(uint32, tag = "13")]
     pub(super) marks: u32,
+    /// The instance of the node that hands it off; empty: from a version without lifecycle events of such clients.
+    #[prost(string, tag = "14")]
+    pub(super) from: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -32,6 +32,8 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
+use super::lifecycle::stored;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 const KEY: &str = "the key of the application";
 const SECRET: &str = "a secret of at least thirty-two bytes";
@@ -79,6 +81,19 @@ async fn start(name: &str, nodes: usize) -> Result<Cluster> {
         ..ClusterConfig::three_nodes()
     };
     Cluster::start(name, config).await
+}
+
+fn channels_with_events(settings: Settings) -> Settings {
+    let namespace = json!({ "name": "own", "subscribe": "anyone", "lifecycle": true });
+    channels(settings)
+        .with(
+            "lifecycle",
+            json!({ "connections": true, "coalesce": "0s" }),
+        )
+        .with(
+            "channels",
+            json!({ "linger": "0s", "namespaces": [namespace] }),
+        )
 }
 
 /// Two nodes on two Redis servers, which share the channels, and the second server.
@@ -413,6 +428,48 @@ async fn a_rolling_restart_of_all_nodes_disconnects_no_channel_client() -> Resul
     }
     eprintln!("{published:?} published, {moved} handoffs of {CLIENTS} clients");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_are_handed_off_have_one_beginning_and_one_end_in_the_lifecycle_events()
+-> Result<()> {
+    const CLIENTS: usize = 20;
+    let config = ClusterConfig {
+        nodes: 3,
+        node_settings: channels_with_events,
+        ..ClusterConfig::three_nodes()
+    };
+    let mut cluster = Cluster::start("channel-handoff-events", config).await?;
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let user = format!("user{number}");
+        let mut client = Client::connect(cluster.edge.address, &user).await?;
+        // Each is alone in a channel, which nobody else keeps occupied.
+        for channel in ["own:all".to_owned(), format!("own:{number}")] {
+            client
+                .ask("subscribe", json!({ "channel": channel }))
+                .await?;
+        }
+        clients.push(client);
+    }
+    let begun = [("connected", CLIENTS), ("occupied", CLIENTS + 1)];
+    stored(&cluster.redis, &begun).await?;
+    for number in 1..=3 {
+        restart(&mut cluster, &format!("n{number}")).await?;
+    }
+    let moved = moved(&cluster.edge).await?;
+    ensure!(CLIENTS < moved, "{moved} handoffs");
+    for client in &mut clients {
+        let request = json!({ "channel": "own:all" });
+        client.ask("unsubscribe", request).await?;
+    }
+    // Behind all events that a handoff could have had.
+    stored(&cluster.redis, &[("vacated", 1)]).await?;
+    let still = [("disconnected", 0), ("vacated", 1)];
+    stored(&cluster.redis, &[begun, still].concat()).await?;
+    drop(clients);
+    let ended = [("disconnected", CLIENTS), ("vacated", CLIENTS + 1)];
+    stored(&cluster.redis, &[begun, ended].concat()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -507,7 +507,7 @@ async fn the_stream_tells_what_a_killed_node_held_without_a_hook() -> Result<()>
 }
 
 /// Waits until so many events of these types are in the stream.
-async fn stored(redis: &Redis, counts: &[(&str, usize)]) -> Result<()> {
+pub(super) async fn stored(redis: &Redis, counts: &[(&str, usize)]) -> Result<()> {
     wait::until("events in the stream", wait::SOON, async || {
         let events = redis.cli(&["XRANGE", STREAM, "-", "+"]).await.ok()?;
         let count = |kind: &str| events.lines().filter(|line| *line == kind).count();

@@ -52,6 +52,7 @@ use crate::protocol::Push;
 use crate::protocol::Reply;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::ClientId;
+use crate::protocol::instance::Instance;
 use crate::stream;
 use crate::stream::Arriving;
 use crate::stream::ChannelStreams;
@@ -72,6 +73,8 @@ pub(crate) struct ArrivingClient {
     transport: Transport,
     member: Member,
     id: ClientId,
+    /// The node that hands it off, if there are lifecycle events.
+    from: Option<Instance>,
     state: ClientState,
     headers: Option<Box<ClientHeaders>>,
     for_hooks: ForHooks,
@@ -104,13 +107,14 @@ impl ChannelClients {
         member: Member,
         state: ClientState,
     ) -> Result<ArrivingClient, String> {
-        if self.lifecycle.is_some() {
-            return Err("the other node has lifecycle events".to_owned());
-        }
         let id = ClientId::parse(&state.client).map_err(|error| error.to_string())?;
         let headers = HeaderState::parse(&state.headers);
         let emulated = HeaderState::parse(&state.emulated);
         let (headers, emulated) = headers.zip(emulated).ok_or("a header is malformed")?;
+        let from = match self.lifecycle {
+            None => None,
+            Some(_) => Some(Instance::parse(&state.from).map_err(|error| error.to_string())?),
+        };
         let is_marked = |one: &SubscriptionState| one.mark < state.marks;
         if MARKS_MAX < state.marks || !state.subscriptions.iter().all(is_marked) {
             return Err("the marks are malformed".to_owned());
@@ -128,6 +132,7 @@ impl ChannelClients {
             transport,
             member,
             id,
+            from,
             headers: (!headers.is_empty()).then(|| Box::new(headers)),
             for_hooks: ForHooks::new(own(&state.meta), emulated),
             pinged_at: now.checked_sub(pinged).unwrap_or(now),
@@ -224,7 +229,13 @@ impl ArrivingClient {
             // Commands are executed from now on: the state is complete.
             let (listed, _) = place.enter(self.id, Arc::clone(client) as Arc<dyn ClientControl>);
             seen.push(moved.seen(RESUME_MAX_WAIT).boxed());
-            listed.keep(moved);
+            let mut begun = None;
+            if let Some((lifecycle, from)) = self.clients.lifecycle.as_ref().zip(self.from) {
+                begun = lifecycle.arrived(self.id, &user, self.transport.wire(), from);
+                // Its channels, too: the other node, which has fewer subscribers then, must not be the last one with any.
+                seen.push(lifecycle.entered(RESUME_MAX_WAIT).boxed());
+            }
+            listed.keep((moved, begun));
             let mut state = client.state.lock();
             let identity = state.identity();
             let identity = identity.map_err(|_| "the client has gone".to_owned())?;

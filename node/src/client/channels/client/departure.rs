@@ -121,8 +121,6 @@ impl ChannelClient {
     pub(super) fn stays(&self) -> Option<&'static str> {
         if !matches!(&self.member, Member::Socket(outbox) if outbox.can_hand_off()) {
             Some("its edge does not hand clients off")
-        } else if self.clients.lifecycle.is_some() {
-            Some("clients are not handed off while lifecycle events are enabled")
         } else if self.state.lock().identity().is_err() {
             Some("the client is not connected yet")
         } else {
@@ -170,7 +168,11 @@ impl Departing {
         self.client.remove_ended();
         let seen: Vec<_> = {
             let mut state = self.client.state.lock();
-            let (_, subscriptions) = state.settled().ok_or(CHANGING)?;
+            let (identity, subscriptions) = state.settled().ok_or(CHANGING)?;
+            let lifecycle = self.client.clients.lifecycle.as_ref();
+            if lifecycle.is_some_and(|it| it.is_behind(self.client.id, &identity.user)) {
+                return Err("the client's lifecycle event is not stored yet".to_owned());
+            }
             let presents = subscriptions
                 .iter()
                 .filter_map(|(_, subscription)| subscription.attachment.present.as_ref());
@@ -240,6 +242,7 @@ impl Departing {
                 })
                 .collect(),
             marks: u32::try_from(shards.len()).unwrap_or(u32::MAX),
+            from: client.clients.instance.to_string(),
         };
         let of_shard = |shard: &Shard| {
             let mut subscriptions = subscriptions.iter();
