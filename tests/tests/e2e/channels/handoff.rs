@@ -19,6 +19,7 @@ use causeway_tests::harness::{
     redis::Redis,
     redis_cluster::RedisCluster,
     scratch::Scratch,
+    sentinel::{Watched, WatchedConfig},
     server_api,
     settings::Settings,
     subscriber::{Subscriber, token},
@@ -533,6 +534,15 @@ async fn channels_and_relays_of_a_redis_cluster_are_cut_in_each_slot() -> Result
     let scratch = Scratch::new("channel-handoff-cluster")?;
     let redis = RedisCluster::start(loopback::own(), scratch.path(), 3, 0).await?;
     let broker = json!({ "kind": "redis", "cluster": redis.settings() });
+    let (edge, mut nodes) = start_two(&broker, &scratch).await?;
+    are_cut_on_each(&edge, &mut nodes).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_and_relays_behind_sentinels_are_cut() -> Result<()> {
+    let scratch = Scratch::new("channel-handoff-sentinels")?;
+    let watched = Watched::start(loopback::own(), scratch.path(), WatchedConfig::default()).await?;
+    let broker = json!({ "kind": "redis", "sentinel": watched.settings() });
     let (edge, mut nodes) = start_two(&broker, &scratch).await?;
     are_cut_on_each(&edge, &mut nodes).await
 }
