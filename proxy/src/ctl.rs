@@ -102,7 +102,7 @@ enum Command {
     Rebalance {
         /// The pool, if there are several
         pool: Option<String>,
-        /// Close the tunnels over this time, such as 30s, instead of rebalance.spread
+        /// Move the tunnels over this time, such as 30s, instead of rebalance.spread
         #[arg(long, value_name = "TIME")]
         spread: Option<String>,
         /// Only say what would be done

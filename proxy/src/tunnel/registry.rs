@@ -103,6 +103,8 @@ struct Control {
     half_closed: AtomicBool,
     last_active: AtomicU32,
     opened: u32,
+    /// The low half of the number that it was given when it came to its backend: its own, or that of its last handoff.
+    placed: u32,
     bytes_from_client: AtomicU64,
     bytes_from_backend: AtomicU64,
     waker: AtomicWaker,
@@ -249,6 +251,7 @@ impl Tunnels {
             half_closed: AtomicBool::new(age.half_closed),
             last_active: AtomicU32::new(now.wrapping_sub(ticks_of(age.idle, self.tick()))),
             opened: now.wrapping_sub(ticks_of(age.open, self.tick())),
+            placed: low_half(key),
             bytes_from_client: AtomicU64::new(age.bytes_from_client),
             bytes_from_backend: AtomicU64::new(age.bytes_from_backend),
             waker: AtomicWaker::new(),
@@ -302,10 +305,16 @@ impl Tunnels {
         self.select(|_, control| std::ptr::eq(&*control.info.group, group))
     }
 
-    /// The tunnels of `group` with numbers below `below` that are not being closed, those without bytes for the longest time first.
+    /// The tunnels of `group` that are not being closed and came to its backend before the number `below` was given, those without bytes
+    /// for the longest time first.
     pub(crate) fn idlest_of(&self, group: &TunnelGroup, below: u64) -> Vec<TunnelHandle> {
-        let mut tunnels = self.select(|key, control| {
-            key < below
+        let next = self.next_key();
+        let placed = |control: &Control| {
+            // One of more than 2^32 numbers ago seems to have come later, and stays.
+            next - u64::from(low_half(next).wrapping_sub(control.placed))
+        };
+        let mut tunnels = self.select(|_, control| {
+            placed(control) < below
                 && std::ptr::eq(&*control.info.group, group)
                 && control.close_request().is_none()
         });
@@ -453,6 +462,10 @@ impl Tunnels {
     }
 }
 
+fn low_half(number: u64) -> u32 {
+    number as u32
+}
+
 /// The number of whole ticks in `time`.
 fn ticks_of(time: Duration, tick: Duration) -> u32 {
     u32::try_from(time.as_millis() / tick.as_millis().max(1)).unwrap_or(u32::MAX)
@@ -500,6 +513,7 @@ impl Entry {
             half_closed: AtomicBool::new(old.half_closed.load(Ordering::Relaxed)),
             last_active: AtomicU32::new(old.last_active.load(Ordering::Relaxed)),
             opened: old.opened,
+            placed: low_half(self.tunnels.next.fetch_add(1, Ordering::SeqCst)),
             bytes_from_client: AtomicU64::new(old.bytes_from_client.load(Ordering::Relaxed)),
             bytes_from_backend: AtomicU64::new(old.bytes_from_backend.load(Ordering::Relaxed)),
             waker: AtomicWaker::new(),
@@ -660,6 +674,26 @@ mod tests {
         tunnels.find(1).unwrap().request_close(CloseRequest::Idle);
         assert_eq!(keys(&tunnels.idlest_of(&group, 10)), [3, 0, 2]);
         assert_eq!(keys(&tunnels.idlest_of(&group, 3)), [0, 2]);
+    }
+
+    #[test]
+    fn a_tunnel_that_was_handed_off_counts_as_one_that_was_opened_then() {
+        for first in [0, u64::from(u32::MAX) - 1] {
+            let tunnels = Tunnels::new(LIMITS);
+            tunnels.next.store(first, Ordering::SeqCst);
+            let (one, other) = (group("n1"), group("n2"));
+            let now = Instant::now();
+            let mut open: Vec<Entry> = (0..3)
+                .map(|_| tunnels.register(TunnelInfo::of(&one), now))
+                .collect();
+            let rebalanced = tunnels.next_key();
+            open[1].move_to(&other);
+            let numbers = |group, below| keys(&tunnels.idlest_of(group, below));
+            assert_eq!(numbers(&one, rebalanced), [first, first + 2]);
+            assert!(numbers(&other, rebalanced).is_empty());
+            assert_eq!(numbers(&other, tunnels.next_key()), [first + 1]);
+            assert_eq!(numbers(&other, u64::MAX), [first + 1]);
+        }
     }
 
     #[test]
