@@ -351,7 +351,8 @@ mod tests {
 
     #[test]
     fn another_process_finds_the_sessions_of_backends_that_it_has() {
-        const COUNT: usize = 2 * PART_MAX + 10;
+        // Some ten are lost in full sets, which differ with the keys of the hash.
+        const COUNT: usize = 2 * PART_MAX + 1000;
         let key = |number: usize| SessionKey::new(&format!("s{number}"));
         let sessions = Sessions::new(COUNT);
         assert_eq!(sessions.part(0), None);
