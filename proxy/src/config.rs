@@ -672,12 +672,18 @@ pub(crate) struct RebalanceConfig {
     pub(crate) spread: Duration,
     /// No client is moved twice within this time.
     pub(crate) quiet: Duration,
+    /// By how many percent a backend may exceed its share before its pool is rebalanced by itself; `None` for never.
+    pub(crate) threshold: Option<u32>,
+    /// For how long the same backends must have had the new clients of the pool by then.
+    pub(crate) after: Duration,
 }
 
 impl RebalanceConfig {
     const DEFAULT: Self = Self {
         spread: Duration::from_secs(5),
         quiet: Duration::from_secs(600),
+        threshold: None,
+        after: Duration::from_secs(30),
     };
 }
 

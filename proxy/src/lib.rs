@@ -46,7 +46,7 @@ mod tests;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use causeway_conf::ServiceManager;
@@ -164,6 +164,7 @@ pub fn run(
         file,
         manager: Arc::clone(&manager),
         upgrade: can_upgrade.then(|| Arc::clone(&upgrade)),
+        took_over: takes_over.then(Instant::now),
     };
     let files = sockets.files();
     let shown = components.admin(acceptors.terminators(), Some(program.clone()));

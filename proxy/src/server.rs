@@ -2,7 +2,7 @@
 //!
 //! Owns the process: [`components`] builds everything once from the configuration, [`listeners`] accept connections and dispatch them
 //! to the threads in [`workers`], [`app`] serves each connection until it ends. [`reload`] swaps the configuration, [`discovery`]
-//! adds and removes backends, [`drains`] closes the tunnels of single backends, [`admin`] shows the state to operators and lets them do
+//! adds and removes backends, [`drains`] closes the tunnels of single backends, [`rebalance`] those that are over a share, [`admin`] shows the state to operators and lets them do
 //! what is in [`actions`], [`shutdown`] drains and ends the process, [`supervisor`] restarts a background task that failed,
 //! [`watchdog`] reports that the process works. [`logging`] writes the program log.
 //!
@@ -18,7 +18,10 @@ pub(crate) mod discovery;
 pub(crate) mod drains;
 pub(crate) mod listeners;
 pub(crate) mod logging;
+pub(crate) mod rebalance;
 pub(crate) mod reload;
+#[cfg(test)]
+mod scene;
 pub(crate) mod shutdown;
 pub(crate) mod supervisor;
 pub(crate) mod watchdog;

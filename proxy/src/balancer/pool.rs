@@ -590,6 +590,11 @@ impl Pool {
         self.rebalances.settled_below(quiet, now)
     }
 
+    /// Whether a rebalance has moved clients less than `quiet` ago, or they may still be on their way.
+    pub(crate) fn was_rebalanced_within(&self, quiet: Duration, now: Instant) -> bool {
+        self.rebalances.is_active(self.age(now)) || self.settled_below(quiet, now) != u64::MAX
+    }
+
     /// Begins a rebalance that closes tunnels of the backends `from` over `spread`; the next tunnel has the number `next`.
     pub(crate) fn begin_rebalance(
         &self,

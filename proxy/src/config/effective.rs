@@ -548,10 +548,17 @@ fn takeover_of(takeover: &TakeoverConfig) -> Effective {
 }
 
 fn rebalance_of(rebalance: RebalanceConfig) -> Effective {
-    let RebalanceConfig { spread, quiet } = rebalance;
+    let RebalanceConfig {
+        spread,
+        quiet,
+        threshold,
+        after,
+    } = rebalance;
     Effective::map([
         ("spread", Effective::span(spread)),
         ("quiet", Effective::span(quiet)),
+        ("threshold", Effective::option(threshold, Effective::plain)),
+        ("after", Effective::span(after)),
     ])
 }
 

@@ -338,6 +338,8 @@ pub(super) struct Drain {
 pub(super) struct Rebalance {
     pub(super) spread: Option<Span>,
     pub(super) quiet: Option<Span>,
+    pub(super) threshold: Option<u64>,
+    pub(super) after: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -247,6 +247,15 @@ fn rebalance(check: &mut Check, raw: &raw::Rebalance) -> RebalanceConfig {
             default.quiet,
             Span(Duration::ZERO)..=Span(DAY),
         ),
+        threshold: raw
+            .threshold
+            .map(|percent| check.number("rebalance.threshold", Some(percent), 5, 5..=1000)),
+        after: check.span(
+            "rebalance.after",
+            raw.after,
+            default.after,
+            Span(Duration::ZERO)..=Span(HOUR),
+        ),
     }
 }
 

@@ -960,6 +960,26 @@ fn who_may_act_is_a_token_that_cannot_be_guessed_or_a_socket_with_a_whole_path()
 }
 
 #[test]
+fn no_pool_is_rebalanced_by_itself_unless_there_is_a_threshold() {
+    let rebalance = |text: &str| parse(&format!("{MINIMAL}rebalance: {{{text}}}")).rebalance;
+    let seconds = [5, 600, 30].map(Duration::from_secs);
+    let all = |it: RebalanceConfig| [it.spread, it.quiet, it.after];
+    assert_eq!(all(rebalance("")), seconds);
+    assert_eq!(rebalance("").threshold, None);
+    let seconds = [0, 3600, 60].map(Duration::from_secs);
+    let set = rebalance("spread: 0s, quiet: 1h, after: 1m, threshold: 20");
+    assert_eq!((all(set), set.threshold), (seconds, Some(20)));
+    section(
+        "rebalance: {spread: 2h, quiet: 2days, after: 2h, threshold: 4}",
+        expect![[r#"
+            proxy.yaml:2:13: rebalance.spread: 2h is out of range, expected 0s to 1h
+            proxy.yaml:2:25: rebalance.quiet: 2days is out of range, expected 0s to 1day
+            proxy.yaml:2:39: rebalance.after: 2h is out of range, expected 0s to 1h
+            proxy.yaml:2:50: rebalance.threshold: 4 is out of range, expected 5 to 1000"#]],
+    );
+}
+
+#[test]
 fn which_drains_close_tunnels_can_be_set() {
     let drain = parse(&format!(
         "{MINIMAL}drain: {{backend_spread: 1m, close_tunnels: [announced, reload, discovery]}}"
@@ -967,11 +987,6 @@ fn which_drains_close_tunnels_can_be_set() {
     .drain;
     assert_eq!(drain.close_tunnels.len(), 3);
     assert_eq!(drain.backend_spread.as_secs(), 60);
-    let rebalance = parse(&format!("{MINIMAL}rebalance: {{spread: 0s, quiet: 1h}}")).rebalance;
-    assert_eq!(
-        (rebalance.spread.as_secs(), rebalance.quiet.as_secs()),
-        (0, 3600)
-    );
     section(
         "drain: {close_tunnels: [probe], backend_spread: 2h}",
         expect![

@@ -13,6 +13,7 @@ use crate::balancer::pool::{Backend, Override, Pool};
 use crate::config::BackendConfig;
 use crate::request::exchange::ProxyState;
 use crate::server::drains::{Cause, Drains};
+use crate::server::rebalance::{Rebalance, Rebalancer, Run};
 use crate::server::reload::{Plan, Program, Reloader};
 use crate::tunnel::{CloseRequest, Tunnels};
 
@@ -65,6 +66,7 @@ pub(crate) struct Actions {
     pub(crate) proxy: Arc<ProxyState>,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) drains: Arc<Drains>,
+    pub(crate) rebalancer: Arc<Rebalancer>,
     pub(crate) tunnels: Arc<Tunnels>,
     /// `None` where the edge is mounted in another program.
     pub(crate) program: Option<Program>,
@@ -87,42 +89,11 @@ pub(crate) enum Force {
     No,
 }
 
-/// Whether an action is done, or only what it would do is said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Run {
-    Do,
-    Dry,
-}
-
 /// A backend after an action.
 pub(crate) struct Acted {
     pub(crate) backend: Arc<Backend>,
     /// How many tunnels are being closed.
     pub(crate) closing: usize,
-}
-
-/// What a rebalance does, or would do.
-#[derive(Debug, Serialize)]
-pub(crate) struct Rebalance {
-    pub(crate) pool: String,
-    pub(crate) dry_run: bool,
-    /// How many tunnels are closed.
-    pub(crate) closing: usize,
-    /// Only the backends that get new clients take part.
-    pub(crate) backends: Vec<RebalancedBackend>,
-}
-
-/// The part of one backend in a rebalance.
-#[derive(Debug, Serialize)]
-pub(crate) struct RebalancedBackend {
-    pub(crate) backend: String,
-    pub(crate) tunnels: usize,
-    /// Its share by weight.
-    pub(crate) target: usize,
-    /// How many of its tunnels are closed.
-    pub(crate) closing: usize,
-    /// How many more would have to be, but may be those of clients that were moved recently.
-    pub(crate) spared: usize,
 }
 
 /// What a reload has changed, or would change.
@@ -247,52 +218,11 @@ impl Actions {
         spread: Option<Duration>,
         run: Run,
     ) -> Result<Rebalance, ActionError> {
-        let _serial = self.serial.lock();
         let pool = self.pool(pool)?;
-        let mut backends = pool.backends().into_iter();
-        if backends.any(|backend| self.drains.is_rebalancing(&backend)) {
-            return Err(ActionError::Rebalancing(pool.name.clone()));
-        }
-        let (config, now) = (self.reloader.rebalance_config(), Instant::now());
-        let spread = spread.unwrap_or(config.spread);
-        let settled = pool.settled_below(config.quiet, now);
-        let next = self.tunnels.next_key();
-        let mut moves = Vec::new();
-        let mut shown = Vec::new();
-        for share in pool.shares(now) {
-            let mut tunnels = match share.surplus() {
-                0 => Vec::new(),
-                _ => self.tunnels.idlest_of(&share.backend.tunnels, settled),
-            };
-            tunnels.truncate(share.surplus());
-            shown.push(RebalancedBackend {
-                backend: share.backend.id.to_string(),
-                tunnels: share.tunnels,
-                target: share.target,
-                closing: tunnels.len(),
-                spared: share.surplus() - tunnels.len(),
-            });
-            if !tunnels.is_empty() {
-                moves.push((share.backend, tunnels));
-            }
-        }
-        let closing = shown.iter().map(|backend| backend.closing).sum();
-        if run == Run::Do && !moves.is_empty() {
-            let from: Vec<_> = moves
-                .iter()
-                .map(|(backend, _)| Arc::clone(backend))
-                .collect();
-            pool.begin_rebalance(&from, spread, next, now);
-            for (backend, tunnels) in moves {
-                self.drains.rebalance(&backend, tunnels, spread, now);
-            }
-        }
-        Ok(Rebalance {
-            pool: pool.name.clone(),
-            dry_run: run == Run::Dry,
-            closing,
-            backends: shown,
-        })
+        let rebalanced = self
+            .rebalancer
+            .rebalance(&pool, spread, run, Instant::now());
+        rebalanced.ok_or_else(|| ActionError::Rebalancing(pool.name.clone()))
     }
 
     /// Reads the configuration file again and applies it, or says what that would change.

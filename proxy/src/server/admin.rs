@@ -27,12 +27,13 @@ use crate::balancer::pool::{Backend, Pools};
 use crate::limits::ThrottledLog;
 use crate::metrics::Metrics;
 use crate::net::descriptors::ADMIN_MAX;
-use crate::server::actions::{Acted, ActionError, Actions, Force, OpenTunnels, Run};
+use crate::server::actions::{Acted, ActionError, Actions, Force, OpenTunnels};
 use crate::server::admin::access::{Credentials, Denied, Origin};
 use crate::server::admin::endpoint::{Action, Endpoint};
 use crate::server::admin::input::BadInput;
 pub(crate) use crate::server::admin::socket::{NAME as SOCKET_NAME, SocketService};
 use crate::server::listeners::BoundedConfig;
+use crate::server::rebalance::Run;
 use crate::tls::Terminator;
 use crate::tunnel::{CloseRequest, ListedTunnel};
 

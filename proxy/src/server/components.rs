@@ -44,6 +44,7 @@ use crate::server::app::EdgeApp;
 use crate::server::discovery;
 use crate::server::drains::Drains;
 use crate::server::listeners::BindError;
+use crate::server::rebalance::Rebalancer;
 use crate::server::reload::{Program, Reloader};
 use crate::server::shutdown::Drain;
 use crate::server::supervisor::keep_running;
@@ -109,6 +110,7 @@ pub(crate) struct Components {
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) drains: Arc<Drains>,
+    pub(crate) rebalancer: Arc<Rebalancer>,
     pub(crate) over_limit: Arc<Semaphore>,
     pub(crate) files: FileBudget,
     pub(crate) background: CancellationToken,
@@ -153,13 +155,13 @@ impl Components {
             lifetime: config.timeouts.tunnel_lifetime,
         });
         let drains = Drains::new(Arc::clone(&tunnels));
-        let reloader = Reloader::new(
+        let reloader = Arc::new(Reloader::new(
             Arc::clone(&proxy),
             config.clone(),
             tls,
             Arc::clone(&names),
             Arc::clone(&drains),
-        );
+        ));
         let dialer = Arc::new(Dialer::new(
             config.timeouts,
             Arc::clone(&names),
@@ -182,10 +184,15 @@ impl Components {
         Ok(Self {
             proxy,
             tunnel_context: Arc::new(tunnel_context),
-            reloader: Arc::new(reloader),
             dialer,
             names,
             connections,
+            rebalancer: Rebalancer::new(
+                Arc::clone(&reloader),
+                Arc::clone(&drains),
+                Arc::clone(&tunnels),
+            ),
+            reloader,
             tunnels,
             drains,
             over_limit: Arc::new(Semaphore::new(files.over_limit)),
@@ -275,6 +282,7 @@ impl Components {
             proxy: Arc::clone(&self.proxy),
             reloader: Arc::clone(&self.reloader),
             drains: Arc::clone(&self.drains),
+            rebalancer: Arc::clone(&self.rebalancer),
             tunnels: Arc::clone(&self.tunnels),
             program,
             serial: Mutex::new(()),
@@ -290,6 +298,7 @@ impl Components {
             dialer: Arc::clone(&self.dialer),
             tunnels: Arc::clone(&self.tunnels),
             drains: Arc::clone(&self.drains),
+            rebalancer: Arc::clone(&self.rebalancer),
             keepalive: self.timeouts.upstream_keepalive,
             metrics: Arc::clone(&self.proxy.metrics),
             background: self.background.clone(),
@@ -352,6 +361,7 @@ pub(crate) struct BackgroundTasks {
     dialer: Arc<Dialer>,
     tunnels: Arc<Tunnels>,
     drains: Arc<Drains>,
+    rebalancer: Arc<Rebalancer>,
     /// How long an idle connection to a backend is kept open.
     keepalive: Duration,
     metrics: Arc<Metrics>,
@@ -374,6 +384,11 @@ impl BackgroundService for BackgroundTasks {
         self.keep_running(&mut tasks, "drains", move |stop| {
             let (pools, reloader) = (reloader.pools(), Arc::clone(&reloader));
             Arc::clone(&drains).run(pools, move || reloader.drain_config(), stop)
+        });
+        let (reloader, rebalancer) = (Arc::clone(&self.reloader), Arc::clone(&self.rebalancer));
+        let took_over = self.program.as_ref().and_then(|program| program.took_over);
+        self.keep_running(&mut tasks, "rebalance", move |stop| {
+            Arc::clone(&rebalancer).run(reloader.pools(), took_over, stop)
         });
         let (reloader, keepalive) = (Arc::clone(&self.reloader), self.keepalive);
         let dialer = Arc::clone(&self.dialer);

@@ -67,6 +67,8 @@ pub(crate) struct Program {
     pub(crate) manager: Arc<ServiceManager>,
     /// Notified to start a successor; `None` if none can take over.
     pub(crate) upgrade: Option<Arc<Notify>>,
+    /// When it began to take over from another process, if it has.
+    pub(crate) took_over: Option<Instant>,
 }
 
 impl Program {

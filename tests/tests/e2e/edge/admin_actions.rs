@@ -186,6 +186,21 @@ async fn reconnect(edge: &Edge, closed: &WebSocket) -> Result<WebSocket> {
     WebSocket::open_with(edge.address, ECHO, &[("Cookie", &pair)]).await
 }
 
+/// Lets each client read what it gets, an echo or the end, after which it reconnects, until `moves` have reconnected.
+async fn follow(edge: &Edge, open: &mut [WebSocket], moves: usize) -> Result<()> {
+    let mut moved = 0;
+    while moved < moves {
+        for socket in &mut *open {
+            if echoes(socket).await.is_err() {
+                moved += 1;
+                *socket = reconnect(edge, socket).await?;
+            }
+        }
+    }
+    ensure!(moved == moves, "{moved} clients were moved");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_drain_closes_the_tunnels_of_one_backend_alone_and_one_after_the_other() -> Result<()> {
     let scene = Scene::start("admin-drain", 3).await?;
@@ -371,25 +386,11 @@ async fn a_rebalance_fills_a_new_backend_and_moves_nobody_twice() -> Result<()> 
     let done = scene.act(&["rebalance", "nodes", "--spread", "0s"]).await?;
     assert_eq!(done["closing"], 20);
 
-    // Each client reads what it gets: an echo, or the end, after which it reconnects.
     let mut open = clients;
-    let mut moved = 0;
-    let all_moved = async {
-        while moved < 20 {
-            for socket in &mut open {
-                if echoes(socket).await.is_err() {
-                    moved += 1;
-                    *socket = reconnect(&scene.edge, socket).await?;
-                }
-            }
-        }
-        anyhow::Ok(())
-    };
-    timeout(wait::SOON, all_moved).await??;
+    timeout(wait::SOON, follow(&scene.edge, &mut open, 20)).await??;
     for socket in &mut open {
         echoes(socket).await?;
     }
-    assert_eq!(moved, 20);
     let mut tunnels: HashMap<&str, usize> = HashMap::new();
     for socket in &open {
         *tunnels.entry(socket.node()).or_default() += 1;
@@ -407,6 +408,35 @@ async fn a_rebalance_fills_a_new_backend_and_moves_nobody_twice() -> Result<()> 
     .await?;
     let again = scene.act(&["rebalance", "--spread", "0s"]).await?;
     assert_eq!(again["closing"], 0, "{again}");
+    for socket in &mut open {
+        echoes(socket).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_a_threshold_a_new_backend_gets_its_share_by_itself() -> Result<()> {
+    let scene = Scene::start_with("admin-threshold", 3, 2).await?;
+    let mut open = Vec::new();
+    for _ in 0..60 {
+        open.push(WebSocket::open(scene.edge.address, ECHO).await?);
+    }
+    let by_itself = json!({ "threshold": 20, "after": "1s", "spread": "0s" });
+    let settings = settings(&scene.scratch, &scene.nodes).with("rebalance", by_itself);
+    let file = scene.scratch.path().join("edge.yaml");
+    fs::write(file, settings.text())?;
+    scene.act(&["reload"]).await?;
+
+    timeout(wait::SOON, follow(&scene.edge, &mut open, 20)).await??;
+    for node in ["n1", "n2", "n3"] {
+        let at_node = open.iter().filter(|socket| socket.node() == node);
+        assert_eq!(at_node.count(), 20, "{node}");
+    }
+    let line = scene
+        .logged("the rebalance", |line| line["closing"] == 20)
+        .await?;
+    let all = [&line["tunnels"], &line["target"], &line["threshold"]];
+    assert_eq!(all, [&json!(30), &json!(20), &json!(20)], "{line}");
     for socket in &mut open {
         echoes(socket).await?;
     }
