@@ -109,9 +109,9 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Start the program at the path of the edge, to take over its sockets (takeover.socket)
+    /// Start the program at the path of the edge, which takes over (takeover.socket)
     Upgrade,
-    /// Read the configuration file again
+    /// Read the configuration file again; for some settings a new process takes over
     Reload {
         /// Only say what would change
         #[arg(long)]

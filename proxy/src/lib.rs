@@ -55,7 +55,6 @@ use pingora::apps::http_app::HttpServer;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::config::Config;
@@ -78,6 +77,7 @@ use crate::server::components::Components;
 pub use crate::server::components::StartError;
 pub use crate::server::listeners::BindError;
 use crate::server::listeners::BoundListener;
+use crate::server::listeners::BoundedConnections;
 use crate::server::listeners::ListeningService;
 use crate::server::listeners::Opening;
 use crate::server::logging;
@@ -85,6 +85,7 @@ use crate::server::reload::Program;
 use crate::server::shutdown::ShutdownMode;
 use crate::server::shutdown::ShutdownService;
 use crate::server::shutdown::Signals;
+use crate::server::successors::SuccessorRequests;
 use crate::server::supervisor::keep_running;
 use crate::takeover::{Inheritance, Launcher, Predecessor, Successor};
 use crate::tls::Connectors;
@@ -147,7 +148,10 @@ pub fn run(
         false => Opening::at_once(),
     };
     let (taken_over, handed_over) = (CancellationToken::new(), CancellationToken::new());
-    let (inherited, upgrade) = (CancellationToken::new(), Arc::new(Notify::new()));
+    let (inherited, successors) = (
+        CancellationToken::new(),
+        Arc::<SuccessorRequests>::default(),
+    );
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
     let service = ListeningService::new(
@@ -163,22 +167,24 @@ pub fn run(
     let program = Program {
         file,
         manager: Arc::clone(&manager),
-        upgrade: can_upgrade.then(|| Arc::clone(&upgrade)),
+        successors: can_upgrade.then(|| Arc::clone(&successors)),
         took_over: takes_over.then(Instant::now),
     };
     let files = sockets.files();
+    let admin_connections = [admin::SOCKET_LIMITS, admin::LIMITS].map(BoundedConnections::new);
     let shown = components.admin(acceptors.terminators(), Some(program.clone()));
     if let Some(socket) = sockets.admin {
         let shown = Arc::clone(&shown);
         let app = move |peer| HttpServer::new_app(AdminApp::over_socket(Arc::clone(&shown), peer));
-        server.add_service(SocketService::new(app, socket));
+        let connections = Arc::clone(&admin_connections[0]);
+        server.add_service(SocketService::new(app, socket, connections));
     }
     if let Some(bound) = admin {
         let app = HttpServer::new_app(AdminApp::over_tcp(shown));
         // The admin listener stays open until the process exits, or another one has it.
         let service = ListeningService::new("admin", app, vec![bound], 1, taken_over.clone());
         let service = service.opened_by(opening.beside());
-        server.add_service(service.bounded(admin::LIMITS));
+        server.add_service(service.bounded(Arc::clone(&admin_connections[1])));
     }
     server.add_service(background_service(
         "watch",
@@ -195,7 +201,7 @@ pub fn run(
     server.add_service(background_service(
         "drain",
         ShutdownService {
-            drain: components.drain(files.clone()),
+            drain: components.drain(files.clone(), admin_connections.to_vec()),
             mode: mode.clone(),
             manager: Arc::clone(&manager),
             taken_over: taken_over.clone(),
@@ -230,7 +236,7 @@ pub fn run(
             taken_over,
             handed_over: handed_over.clone(),
             inherited,
-            upgrade: Arc::clone(&upgrade),
+            requests: Arc::clone(&successors),
         },
     ));
     server.run(RunArgs {
@@ -241,7 +247,7 @@ pub fn run(
             manager,
             handed_over,
             takes_over,
-            upgrade,
+            successors,
         }),
     });
     Ok(())

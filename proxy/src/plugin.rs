@@ -26,6 +26,7 @@ use crate::server::components::Components;
 use crate::server::components::StartError;
 use crate::server::listeners::BindError;
 use crate::server::listeners::BoundListener;
+use crate::server::listeners::BoundedConnections;
 use crate::server::listeners::ListeningService;
 use crate::server::logging;
 use crate::server::reload::Reloader;
@@ -181,7 +182,7 @@ impl Plugin {
     pub fn background(&self, then: AfterDrain) -> impl ServiceWithDependents + use<> {
         let task = Background {
             watch: self.components.background_tasks(None),
-            drain: self.components.drain(Vec::new()),
+            drain: self.components.drain(Vec::new(), Vec::new()),
             access: self.components.proxy.access.clone(),
             then,
         };
@@ -208,7 +209,9 @@ impl Plugin {
             // It serves until the process ends.
             CancellationToken::new(),
         );
-        Ok(Some(service.bounded(admin::LIMITS)))
+        Ok(Some(
+            service.bounded(BoundedConnections::new(admin::LIMITS)),
+        ))
     }
 
     /// The metrics of the edge in the OpenMetrics format, for a server with its own endpoint.
@@ -303,7 +306,7 @@ impl Background {
         let started = Instant::now();
         self.drain.log_start(false);
         self.drain.drain_in_time().await;
-        self.drain.finish(started);
+        self.drain.finish(started).await;
         if self.then == AfterDrain::Exit {
             std::process::exit(0);
         }

@@ -1,9 +1,10 @@
 //! The running edge: its threads, listeners and background tasks, from start to shutdown.
 //!
 //! Owns the process: [`components`] builds everything once from the configuration, [`listeners`] accept connections and dispatch them
-//! to the threads in [`workers`], [`app`] serves each connection until it ends. [`reload`] swaps the configuration, [`discovery`]
-//! adds and removes backends, [`drains`] closes the tunnels of single backends, [`rebalance`] those that are over a share, [`admin`] shows the state to operators and lets them do
-//! what is in [`actions`], [`shutdown`] drains and ends the process, [`supervisor`] restarts a background task that failed,
+//! to the threads in [`workers`], [`app`] serves each connection until it ends. [`reload`] swaps the configuration, or asks
+//! for a process that takes over ([`successors`]), [`discovery`] adds and removes backends, [`drains`] closes the tunnels of single
+//! backends, [`rebalance`] those that are over a share, [`admin`] shows the state to operators and lets them do what is in [`actions`],
+//! [`shutdown`] drains and ends the process, [`supervisor`] restarts a background task that failed,
 //! [`watchdog`] reports that the process works. [`logging`] writes the program log.
 //!
 //! Decides nothing about a request: [`request`](crate::request) does.
@@ -23,6 +24,7 @@ pub(crate) mod reload;
 #[cfg(test)]
 mod scene;
 pub(crate) mod shutdown;
+pub(crate) mod successors;
 pub(crate) mod supervisor;
 pub(crate) mod watchdog;
 pub(crate) mod workers;

@@ -38,9 +38,7 @@ pub(super) fn text(shown: Shown, response: &Value) -> String {
         ),
         Shown::Rebalance => rebalance(response),
         Shown::Reload => reload(response),
-        Shown::Upgrade => {
-            "a successor is being started; the log says when it has taken over".to_owned()
-        }
+        Shown::Upgrade => successor(response).to_owned(),
     }
 }
 
@@ -169,22 +167,31 @@ fn reload(response: &Value) -> String {
     if !table.rows.is_empty() {
         text.push_str(&table.text());
     }
+    let hands_over = response["hands_over"] == true;
     if items(&response["needs_restart"]).next().is_some() {
-        let _ = writeln!(
-            text,
-            "takes effect only after a restart: {}",
-            list(&response["needs_restart"])
-        );
+        let settings = list(&response["needs_restart"]);
+        let _ = match hands_over {
+            true => writeln!(text, "takes a new process that takes over: {settings}"),
+            false => writeln!(text, "takes effect only after a restart: {settings}"),
+        };
     }
     for warning in items(&response["warnings"]) {
         let _ = writeln!(text, "warning: {}", plain(warning));
     }
-    text.push_str(if dry {
-        "nothing was changed"
-    } else {
-        "the configuration is applied"
+    text.push_str(match dry {
+        true => "nothing was changed",
+        false if hands_over => successor(response),
+        false => "the configuration is applied",
     });
     text
+}
+
+/// How far the process is that takes over.
+fn successor(response: &Value) -> &'static str {
+    match response["successor"].as_str() {
+        Some("accepting") => "a new process has the listeners, and takes over the connections",
+        _ => "a new process starts; whether it takes over is in the log of the edge",
+    }
 }
 
 fn is_dry(response: &Value) -> bool {
@@ -312,6 +319,29 @@ mod tests {
             warning: odd
             nothing was changed"#]]
         .assert_eq(&text(Shown::Reload, &response));
+    }
+
+    #[test]
+    fn a_reload_says_whether_a_new_process_takes_over() {
+        let mut response = json!({
+            "dry_run": true, "sections": ["listeners"], "needs_restart": ["listeners"], "hands_over": true, "backends": [],
+        });
+        expect![[r#"
+            would change: listeners
+            takes a new process that takes over: listeners
+            nothing was changed"#]]
+        .assert_eq(&text(Shown::Reload, &response));
+        response["dry_run"] = json!(false);
+        response["successor"] = json!("accepting");
+        expect![[r#"
+            changed: listeners
+            takes a new process that takes over: listeners
+            a new process has the listeners, and takes over the connections"#]]
+        .assert_eq(&text(Shown::Reload, &response));
+        response["successor"] = json!("starting");
+        let says = text(Shown::Reload, &response);
+        assert!(says.ends_with("is in the log of the edge"), "{says}");
+        assert_eq!(text(Shown::Upgrade, &response), successor(&response));
     }
 
     #[test]

@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
 
 use crate::balancer::pool::{Backend, Override, Pool};
 use crate::config::BackendConfig;
 use crate::request::exchange::ProxyState;
 use crate::server::drains::{Cause, Drains};
 use crate::server::rebalance::{Rebalance, Rebalancer, Run};
-use crate::server::reload::{Plan, Program, Reloader};
+use crate::server::reload::{Program, ReloadError, Reloaded, Reloader};
+use crate::server::successors::{NoSuccessor, SuccessorState};
 use crate::tunnel::{CloseRequest, Tunnels};
 
 /// How many ids an error names.
 const NAMED_MAX: usize = 20;
+
+/// How long an action waits for a successor, within the lifetime of the connection that asks for it.
+const SUCCESSOR_WAIT: Duration = Duration::from_secs(20);
 
 /// Why an action was refused. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +56,10 @@ pub(crate) enum ActionError {
         "this program does not read its configuration from a file; reload it the way it was started"
     )]
     NoFile,
-    /// One line for each error.
-    #[error("{0}")]
-    InvalidFile(String),
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
+    #[error(transparent)]
+    NoSuccessor(#[from] NoSuccessor),
     /// A successor would find no way to the sockets.
     #[error("no process can take over from this one: set \"takeover.socket\" and restart it once")]
     NoTakeover,
@@ -94,14 +98,6 @@ pub(crate) struct Acted {
     pub(crate) backend: Arc<Backend>,
     /// How many tunnels are being closed.
     pub(crate) closing: usize,
-}
-
-/// What a reload has changed, or would change.
-#[derive(Debug, Serialize)]
-pub(crate) struct Reloaded {
-    pub(crate) dry_run: bool,
-    #[serde(flatten)]
-    pub(crate) plan: Plan,
 }
 
 impl Actions {
@@ -229,29 +225,32 @@ impl Actions {
     ///
     /// # Errors
     ///
-    /// [`ActionError::NoFile`], or [`ActionError::InvalidFile`]; then nothing changes.
+    /// [`ActionError::NoFile`], or [`ActionError::Reload`]; then nothing changes.
     pub(crate) async fn reload(&self, run: Run) -> Result<Reloaded, ActionError> {
         let program = self.program.as_ref().ok_or(ActionError::NoFile)?;
-        let plan = match run {
-            Run::Do => self.reloader.reload_program(program).await,
-            Run::Dry => self.reloader.plan_reload(program).await,
+        let reloaded = match run {
+            Run::Do => self.reloader.reload_program(program, SUCCESSOR_WAIT).await,
+            Run::Dry => {
+                let plan = self.reloader.plan_reload(program).await;
+                plan.map(|plan| Reloaded {
+                    plan,
+                    successor: None,
+                })
+            }
         };
-        Ok(Reloaded {
-            dry_run: run == Run::Dry,
-            plan: plan.map_err(ActionError::InvalidFile)?,
-        })
+        Ok(reloaded?)
     }
 
-    /// Starts the program at the path of this one, to take over from it. What becomes of that is in the log.
+    /// Starts the program at the path of this one, to take over from it.
     ///
     /// # Errors
     ///
-    /// [`ActionError::NoTakeover`].
-    pub(crate) fn upgrade(&self) -> Result<(), ActionError> {
+    /// [`ActionError::NoTakeover`], or [`ActionError::NoSuccessor`].
+    pub(crate) async fn upgrade(&self) -> Result<SuccessorState, ActionError> {
         let program = self.program.as_ref();
-        let upgrade = program.and_then(|program| program.upgrade.as_ref());
-        upgrade.ok_or(ActionError::NoTakeover)?.notify_one();
-        Ok(())
+        let successors = program.and_then(|program| program.successors.as_ref());
+        let successors = successors.ok_or(ActionError::NoTakeover)?;
+        Ok(successors.successor(SUCCESSOR_WAIT).await?)
     }
 
     fn find(&self, id: &str) -> Result<(Arc<Pool>, Arc<Backend>), ActionError> {

@@ -31,9 +31,12 @@ use crate::server::actions::{Acted, ActionError, Actions, Force, OpenTunnels};
 use crate::server::admin::access::{Credentials, Denied, Origin};
 use crate::server::admin::endpoint::{Action, Endpoint};
 use crate::server::admin::input::BadInput;
-pub(crate) use crate::server::admin::socket::{NAME as SOCKET_NAME, SocketService};
+pub(crate) use crate::server::admin::socket::{
+    LIMITS as SOCKET_LIMITS, NAME as SOCKET_NAME, SocketService,
+};
 use crate::server::listeners::BoundedConfig;
 use crate::server::rebalance::Run;
+use crate::server::reload::ReloadError;
 use crate::tls::Terminator;
 use crate::tunnel::{CloseRequest, ListedTunnel};
 
@@ -136,7 +139,9 @@ impl Refused {
                 | ActionError::Rebalancing(_)
                 | ActionError::NoFile
                 | ActionError::NoTakeover => StatusCode::CONFLICT,
-                ActionError::InvalidFile(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                ActionError::Reload(ReloadError::Invalid(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+                ActionError::Reload(ReloadError::NoSuccessor { .. })
+                | ActionError::NoSuccessor(_) => StatusCode::SERVICE_UNAVAILABLE,
             },
         }
     }
@@ -414,22 +419,27 @@ impl Admin {
             }
             Action::Upgrade => {
                 let input::Nothing {} = input::body(&body)?;
-                self.actions.upgrade()?;
-                tracing::info!(who, action = name, "admin action");
-                json!({ "starting": true })
+                let successor = self.actions.upgrade().await?;
+                tracing::info!(who, action = name, ?successor, "admin action");
+                json!({ "successor": successor })
             }
             Action::Reload => {
                 let input: input::Reload = input::body(&body)?;
-                let result = self.actions.reload(run(input.dry_run)).await?;
+                let run = run(input.dry_run);
+                let result = self.actions.reload(run).await?;
+                let dry_run = run == Run::Dry;
                 tracing::info!(
                     who,
                     action = name,
-                    dry_run = result.dry_run,
+                    dry_run,
                     backends = result.plan.backends.len(),
                     closing = result.plan.tunnels_closed,
+                    hands_over = result.plan.hands_over,
                     "admin action"
                 );
-                to_value(&result)
+                let mut value = to_value(&result);
+                value["dry_run"] = json!(dry_run);
+                value
             }
         };
         Ok(value)

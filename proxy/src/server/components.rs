@@ -44,6 +44,7 @@ use crate::server::app::EdgeApp;
 use crate::server::discovery;
 use crate::server::drains::Drains;
 use crate::server::listeners::BindError;
+use crate::server::listeners::BoundedConnections;
 use crate::server::rebalance::Rebalancer;
 use crate::server::reload::{Program, Reloader};
 use crate::server::shutdown::Drain;
@@ -306,9 +307,14 @@ impl Components {
     }
 
     /// The drain for the shutdown.
-    pub(crate) fn drain(&self, sockets: Vec<Arc<SocketFile>>) -> Drain {
+    pub(crate) fn drain(
+        &self,
+        sockets: Vec<Arc<SocketFile>>,
+        admin: Vec<Arc<BoundedConnections>>,
+    ) -> Drain {
         Drain {
             sockets,
+            admin,
             reloader: Arc::clone(&self.reloader),
             connections: Arc::clone(&self.connections),
             tunnels: Arc::clone(&self.tunnels),

@@ -204,9 +204,9 @@ impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
     }
 
     /// Limits the number of connections, and how long each may last.
-    pub(crate) fn bounded(self, config: BoundedConfig) -> Self {
+    pub(crate) fn bounded(self, connections: Arc<BoundedConnections>) -> Self {
         Self {
-            bounded: Some(BoundedConnections::new(config)),
+            bounded: Some(connections),
             ..self
         }
     }

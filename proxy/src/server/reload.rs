@@ -3,8 +3,9 @@
 //! A configuration is read and checked as a whole before anything changes; then new requests use it, and those in flight keep
 //! the old one. Backends that are in both keep their state, their tunnels and their sessions. Removed ones drain.
 //!
-//! Settings that need a restart are named in a warning at each reload until then. What a reload would change can be asked for before
-//! ([`Plan`]).
+//! Some settings cannot be changed in a running process. If they differ, and another process can take over from this one, it is a
+//! successor that starts with the new configuration, and this process changes nothing; otherwise they are named in a warning at each
+//! reload until a restart. What a reload would change can be asked for before ([`Plan`]).
 
 mod plan;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use causeway_conf::{ConfErrors, Secret, ServiceManager, ServiceState};
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,7 @@ use crate::request::parked::ParkConfig;
 use crate::server::drains::{Cause, Drains};
 pub(crate) use crate::server::reload::plan::Plan;
 use crate::server::reload::plan::{backend_plans, changed_sections, named};
+use crate::server::successors::{NoSuccessor, SuccessorRequests, SuccessorState};
 use crate::tls::{Connectors, PoolTlsError};
 
 /// How often removed backends are checked for whether they can be forgotten.
@@ -65,13 +68,21 @@ pub(crate) struct Program {
     pub(crate) file: Option<PathBuf>,
     /// What is told when a reload begins and ends.
     pub(crate) manager: Arc<ServiceManager>,
-    /// Notified to start a successor; `None` if none can take over.
-    pub(crate) upgrade: Option<Arc<Notify>>,
+    /// Asks for a successor; `None` if none can take over.
+    pub(crate) successors: Option<Arc<SuccessorRequests>>,
     /// When it began to take over from another process, if it has.
     pub(crate) took_over: Option<Instant>,
 }
 
 impl Program {
+    /// What changes settings that it cannot change itself.
+    fn changed_by(&self) -> ChangedBy {
+        match self.successors {
+            Some(_) => ChangedBy::Successor,
+            None => ChangedBy::Restart,
+        }
+    }
+
     /// Reads its configuration. May block.
     fn load(&self) -> impl FnOnce() -> Result<Config, ConfErrors> + Send + use<> {
         let file = self.file.clone();
@@ -79,12 +90,55 @@ impl Program {
     }
 }
 
+/// What a reload has changed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Reloaded {
+    #[serde(flatten)]
+    pub(crate) plan: Plan,
+    /// If it takes another process, how far that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) successor: Option<SuccessorState>,
+}
+
+/// Why a reload has changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReloadError {
+    /// One line for each error.
+    #[error("{0}")]
+    Invalid(String),
+    /// The settings need a successor.
+    #[error("{settings} can only be changed by a new process that takes over: {source}")]
+    NoSuccessor {
+        settings: String,
+        #[source]
+        source: NoSuccessor,
+    },
+}
+
+/// What changes settings that a running process cannot change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChangedBy {
+    /// Another process that takes over from this one.
+    Successor,
+    /// A restart, at some time.
+    Restart,
+}
+
 /// Tells the service manager that a reload is over when it is dropped, also if nobody waits for the reload any more.
-struct ReadyAtEnd<'a>(&'a ServiceManager);
+struct ReadyAtEnd<'a>(Option<&'a ServiceManager>);
+
+impl ReadyAtEnd<'_> {
+    /// Another process is the main one now, and tells it itself.
+    fn leave_to_successor(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for ReadyAtEnd<'_> {
     fn drop(&mut self) {
-        self.0.notify(ServiceState::Ready);
+        if let Some(manager) = self.0 {
+            manager.notify(ServiceState::Ready);
+        }
     }
 }
 
@@ -199,17 +253,21 @@ impl Reloader {
         }
     }
 
-    /// What [`Reloader::apply`] would change with `config`.
+    /// What a reload would change with `config`, whose settings that need another process are `changed_by` it.
     ///
     /// # Errors
     ///
     /// As [`Reloader::apply`].
-    pub(crate) fn plan(&self, config: &Config) -> Result<Plan, PoolTlsError> {
+    pub(crate) fn plan(
+        &self,
+        config: &Config,
+        changed_by: ChangedBy,
+    ) -> Result<Plan, PoolTlsError> {
         Connectors::load(config)?;
-        Ok(self.plan_for(&self.state.lock(), config))
+        Ok(self.plan_for(&self.state.lock(), config, changed_by))
     }
 
-    fn plan_for(&self, state: &State, config: &Config) -> Plan {
+    fn plan_for(&self, state: &State, config: &Config, changed_by: ChangedBy) -> Plan {
         let pools = self.proxy.pools();
         let (before, _) = with_found(&state.file, &state.found, &pools);
         let found = config.pools.iter().filter_map(|pool| {
@@ -220,18 +278,23 @@ impl Reloader {
             Some((pool.name.clone(), found))
         });
         let (after, _) = with_found(config, &found.collect(), &pools);
-        let backends = backend_plans(&before, &after, &pools);
+        let needs_restart = fixed(&state.started, config);
+        let hands_over = changed_by == ChangedBy::Successor && !needs_restart.is_empty();
+        // What a successor has no backend for stays here, and is drained with this process.
+        let closes = hands_over || config.drain.close_tunnels.contains(&DrainCause::Reload);
+        let backends = backend_plans(&before, &after, &pools, closes);
         let closed = backends.iter().filter(|backend| backend.closes_tunnels);
         Plan {
             sections: changed_sections(&state.file, config),
-            needs_restart: fixed(&state.started, config),
+            needs_restart,
+            hands_over,
             tunnels_closed: closed.map(|backend| backend.tunnels).sum(),
             backends,
             warnings: config.warnings(SystemTime::now()),
         }
     }
 
-    /// Applies `config`, and returns what has changed.
+    /// Applies `config` as far as a running process can, and returns what has changed.
     ///
     /// # Errors
     ///
@@ -239,7 +302,7 @@ impl Reloader {
     pub(crate) fn apply(&self, config: &Config, now: Instant) -> Result<Plan, PoolTlsError> {
         let tls = Connectors::load(config)?;
         let mut state = self.state.lock();
-        let plan = self.plan_for(&state, config);
+        let plan = self.plan_for(&state, config, ChangedBy::Restart);
         state.file = config.clone();
         state.tls = tls;
         let reload_requested = self.number(&mut state, discoveries(config));
@@ -384,7 +447,7 @@ impl Reloader {
                 () = self.reload_requested.notified() => {
                     if let Some(program) = &program {
                         // The outcome is in the log.
-                        let _ = self.reload_program(program).await;
+                        let _ = self.reload_program(program, Duration::MAX).await;
                     }
                 }
                 _ = ticks.tick() => self.forget(Instant::now()),
@@ -396,7 +459,7 @@ impl Reloader {
     ///
     /// # Errors
     ///
-    /// What is wrong with the file, one line for each error. It has been logged.
+    /// [`ReloadError::Invalid`]. It has been logged.
     ///
     /// # Cancel safety
     ///
@@ -404,39 +467,98 @@ impl Reloader {
     pub(crate) async fn reload(
         self: &Arc<Self>,
         load: impl FnOnce() -> Result<Config, ConfErrors> + Send + 'static,
-    ) -> Result<Plan, String> {
+    ) -> Result<Plan, ReloadError> {
         let applied = self.read(load, |reloader, config| {
             reloader.apply(config, Instant::now())
         });
-        let applied = applied.await;
-        if let Err(errors) = &applied {
-            self.proxy.metrics.reloaded("refused");
-            tracing::error!(
-                errors,
-                "configuration reload failed, still using the previous one"
-            );
-        }
-        applied
+        applied.await.inspect_err(|error| self.note_failure(error))
     }
 
-    /// As [`Reloader::reload`] with the file and the environment of `program`, whose service manager is told.
+    /// As [`Reloader::reload`] with the file and the environment of `program`, whose service manager is told. If that takes a successor,
+    /// this process changes nothing, and waits until the successor accepts, for `limit` at most.
+    ///
+    /// # Errors
+    ///
+    /// [`ReloadError`]. It has been logged.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Reloader::reload`].
     pub(crate) async fn reload_program(
         self: &Arc<Self>,
         program: &Program,
-    ) -> Result<Plan, String> {
+        limit: Duration,
+    ) -> Result<Reloaded, ReloadError> {
         program.manager.notify(ServiceState::Reloading);
-        let _ready = ReadyAtEnd(&program.manager);
-        self.reload(program.load()).await
+        let ready = ReadyAtEnd(Some(&program.manager));
+        let reloaded = self.reload_or_hand_over(program, limit).await;
+        match &reloaded {
+            Ok(reloaded) if reloaded.successor == Some(SuccessorState::Accepting) => {
+                ready.leave_to_successor();
+            }
+            Ok(_) => {}
+            Err(error) => self.note_failure(error),
+        }
+        reloaded
+    }
+
+    async fn reload_or_hand_over(
+        self: &Arc<Self>,
+        program: &Program,
+        limit: Duration,
+    ) -> Result<Reloaded, ReloadError> {
+        let changed_by = program.changed_by();
+        let plan = self.read(program.load(), move |reloader, config| {
+            let plan = reloader.plan(config, changed_by)?;
+            if plan.hands_over {
+                return Ok(plan);
+            }
+            reloader.apply(config, Instant::now())
+        });
+        let plan = plan.await?;
+        let Some(successors) = program.successors.as_ref().filter(|_| plan.hands_over) else {
+            return Ok(Reloaded {
+                plan,
+                successor: None,
+            });
+        };
+        let settings = plan.needs_restart.join(", ");
+        tracing::info!(
+            settings,
+            "changed settings need another process, starting a successor"
+        );
+        match successors.successor(limit).await {
+            Ok(state) => Ok(Reloaded {
+                plan,
+                successor: Some(state),
+            }),
+            Err(source) => Err(ReloadError::NoSuccessor { settings, source }),
+        }
     }
 
     /// What [`Reloader::reload_program`] would change.
     ///
     /// # Errors
     ///
-    /// What is wrong with the file, one line for each error.
-    pub(crate) async fn plan_reload(self: &Arc<Self>, program: &Program) -> Result<Plan, String> {
-        self.read(program.load(), |reloader, config| reloader.plan(config))
-            .await
+    /// [`ReloadError::Invalid`].
+    pub(crate) async fn plan_reload(
+        self: &Arc<Self>,
+        program: &Program,
+    ) -> Result<Plan, ReloadError> {
+        let changed_by = program.changed_by();
+        self.read(program.load(), move |reloader, config| {
+            reloader.plan(config, changed_by)
+        })
+        .await
+    }
+
+    fn note_failure(&self, error: &ReloadError) {
+        self.proxy.metrics.reloaded("refused");
+        let errors = error.to_string();
+        tracing::error!(
+            errors,
+            "configuration reload failed, still using the previous one"
+        );
     }
 
     /// Reads a configuration, and gives it to `then`.
@@ -444,7 +566,7 @@ impl Reloader {
         self: &Arc<Self>,
         load: impl FnOnce() -> Result<Config, ConfErrors> + Send + 'static,
         then: impl FnOnce(&Self, &Config) -> Result<Plan, PoolTlsError> + Send + 'static,
-    ) -> Result<Plan, String> {
+    ) -> Result<Plan, ReloadError> {
         let reloader = Arc::clone(self);
         // Not on a runtime thread: the file system may hang.
         let reading = tokio::task::spawn_blocking(move || {
@@ -452,7 +574,8 @@ impl Reloader {
             then(&reloader, &config).map_err(|error| error.to_string())
         });
         // A panic has been logged.
-        reading.await.unwrap_or_else(|ended| Err(ended.to_string()))
+        let read = reading.await.unwrap_or_else(|ended| Err(ended.to_string()));
+        read.map_err(ReloadError::Invalid)
     }
 
     fn forget(&self, now: Instant) {
@@ -567,7 +690,7 @@ fn with_found(
     (config, left_out)
 }
 
-/// The changed settings that need a restart.
+/// The changed settings that a running process cannot change.
 fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
     // Each field is named, so that a new one does not compile until it is handled here.
     let Config {

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use causeway_conf::{ServiceManager, ServiceState};
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +22,10 @@ use crate::config::DrainConfig;
 use crate::downstream::open_connections::Connections;
 use crate::net::owner_socket::SocketFile;
 use crate::request::access_log::AccessLog;
+use crate::server::listeners::BoundedConnections;
 use crate::server::logging;
 use crate::server::reload::Reloader;
+use crate::server::successors::SuccessorRequests;
 use crate::tunnel::{CloseRequest, PacedClose, Tunnels};
 
 /// How long a fast shutdown may take: a Close frame for each tunnel, and the requests in flight.
@@ -31,6 +33,9 @@ const FAST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the access log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// How long the responses to operators may take that are not sent yet, such as that another process has taken over.
+const LAST_RESPONSES: Duration = Duration::from_secs(1);
 
 /// The exit status if the drain panicked.
 const FAILED: i32 = 1;
@@ -51,8 +56,8 @@ pub(crate) struct Signals {
     pub(crate) handed_over: CancellationToken,
     /// Whether this process takes over from another one, and is ready only then.
     pub(crate) takes_over: bool,
-    /// Starts a successor.
-    pub(crate) upgrade: Arc<Notify>,
+    /// Asks for a successor.
+    pub(crate) successors: Arc<SuccessorRequests>,
 }
 
 /// Subscribes to a signal; one that arrives before the first `recv` is not lost.
@@ -85,7 +90,7 @@ impl ShutdownSignalWatch for Signals {
                 }
                 _ = hangup.recv() => self.reloader.request_reload(),
                 _ = user.recv() => self.access.reopen(),
-                _ = upgrade.recv() => self.upgrade.notify_one(),
+                _ = upgrade.recv() => self.successors.request(),
                 // The default action would kill the process without a drain.
                 _ = quit.recv() => tracing::warn!("SIGQUIT ignored"),
             }
@@ -102,6 +107,8 @@ pub(crate) struct Drain {
     pub(crate) access: AccessLog,
     /// The files of unix sockets, which are removed at the end.
     pub(crate) sockets: Vec<Arc<SocketFile>>,
+    /// Those of operators.
+    pub(crate) admin: Vec<Arc<BoundedConnections>>,
     /// Stops the background tasks.
     pub(crate) background: CancellationToken,
 }
@@ -130,9 +137,12 @@ impl Drain {
         }
     }
 
-    /// Stops the background tasks, and flushes the logs.
-    pub(crate) fn finish(&self, started: Instant) {
+    /// Stops the background tasks, lets operators have their responses, and flushes the logs.
+    pub(crate) async fn finish(&self, started: Instant) {
         self.background.cancel();
+        let responded = join_all(self.admin.iter().map(|open| open.wait_closed()));
+        // A silent connection has none to get.
+        let _ = timeout(LAST_RESPONSES, responded).await;
         for socket in &self.sockets {
             socket.remove();
         }
@@ -228,6 +238,6 @@ impl ShutdownService {
                 _ = interrupt.recv() => self.drain.drain_fast().await,
             }
         }
-        self.drain.finish(started);
+        self.drain.finish(started).await;
     }
 }

@@ -4,7 +4,8 @@ use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+
+use tokio::process::{Child, Command};
 
 /// The flag for the socket of the predecessor.
 const FLAG: &str = "--takeover";
@@ -44,7 +45,7 @@ impl Launcher {
         &self.program
     }
 
-    /// Starts a successor of the process that listens on `socket`.
+    /// Starts a successor of the process that listens on `socket`. It goes on when the handle is dropped.
     ///
     /// # Errors
     ///

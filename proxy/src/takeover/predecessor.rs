@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::downstream::open_connections::Connections;
@@ -21,6 +20,7 @@ use crate::net::owner_socket::OwnerSocket;
 use crate::request::forward::TunnelContext;
 use crate::server::listeners::SharedListener;
 use crate::server::reload::Reloader;
+use crate::server::successors::{NoSuccessor, SuccessorRequests};
 use crate::takeover::Launcher;
 use crate::takeover::channel::{Channel, MESSAGE_WAIT, TakeoverError};
 use crate::takeover::transfer::{IDLE_MAX, IdleReceiver, Transfer, Transferred};
@@ -32,6 +32,9 @@ const READY_WAIT: Duration = Duration::from_secs(120);
 
 /// How long a successor may take to begin to accept.
 const ACCEPT_WAIT: Duration = Duration::from_secs(30);
+
+/// How long a successor that this process has started may take until it accepts: that it connects takes no more than the rest.
+const SUCCESSOR_WAIT: Duration = READY_WAIT.saturating_add(ACCEPT_WAIT).saturating_mul(2);
 
 /// The pause after an accept failed.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
@@ -53,8 +56,8 @@ pub(crate) struct Predecessor {
     pub(crate) handed_over: CancellationToken,
     /// Ready when this process has no predecessor any more that sends something.
     pub(crate) inherited: CancellationToken,
-    /// Notified when a successor is to be started.
-    pub(crate) upgrade: Arc<Notify>,
+    /// Asks for a successor to be started.
+    pub(crate) requests: Arc<SuccessorRequests>,
 }
 
 #[async_trait]
@@ -75,6 +78,7 @@ impl BackgroundService for Predecessor {
             () = draining.cancelled() => None,
         };
         self.listeners.lock().clear();
+        self.requests.close();
         if let Some((channel, idle)) = channel {
             // Also after a panic: this process does not accept any more.
             let _handed_over = self.handed_over.clone().drop_guard();
@@ -84,27 +88,46 @@ impl BackgroundService for Predecessor {
 }
 
 impl Predecessor {
-    /// Starts a successor each time that one is wanted, if none is under way.
+    /// Starts a successor each time that one is requested, and tells if it does not take over.
     async fn launch_successors<T>(&self, path: Option<&Path>) -> T {
-        let mut child: Option<Child> = None;
         loop {
-            self.upgrade.notified().await;
-            let program = self.launcher.program().display();
-            let is_running = |child: &mut Child| matches!(child.try_wait(), Ok(None));
-            if child.as_mut().is_some_and(is_running) {
-                tracing::warn!("a successor was started already and has not taken over yet");
-                continue;
-            }
-            let Some(path) = path else {
-                tracing::error!("cannot start a successor: takeover.socket is not set");
-                continue;
-            };
-            match self.launcher.launch(path) {
-                Ok(started) => {
-                    tracing::info!(%program, process = started.id(), "successor started");
-                    child = Some(started);
+            self.requests.requested().await;
+            let error = match path {
+                Some(path) => {
+                    // Until then it would be refused.
+                    self.inherited.cancelled().await;
+                    self.launch_successor(path).await
                 }
-                Err(error) => tracing::error!(%program, %error, "cannot start a successor"),
+                None => NoSuccessor::NoSocket,
+            };
+            tracing::error!(%error, "no successor has taken over, still serving");
+            self.requests.failed(&error);
+        }
+    }
+
+    /// Starts a successor, and waits until it is clear that it does not take over.
+    async fn launch_successor(&self, path: &Path) -> NoSuccessor {
+        let program = self.launcher.program().display();
+        let mut child = match self.launcher.launch(path) {
+            Ok(child) => child,
+            Err(source) => {
+                return NoSuccessor::Start {
+                    program: program.to_string(),
+                    source: Arc::new(source),
+                };
+            }
+        };
+        tracing::info!(%program, process = child.id(), "successor started");
+        match timeout(SUCCESSOR_WAIT, child.wait()).await {
+            Ok(Ok(status)) => NoSuccessor::Ended(status),
+            Ok(Err(source)) => NoSuccessor::Start {
+                program: program.to_string(),
+                source: Arc::new(source),
+            },
+            Err(_) => {
+                // It may have ended by itself meanwhile.
+                let _ = child.kill().await;
+                NoSuccessor::TooSlow(SUCCESSOR_WAIT)
             }
         }
     }
@@ -221,6 +244,7 @@ impl Predecessor {
             self.manager.notify(ServiceState::MainProcess(process));
         }
         self.taken_over.cancel();
+        self.requests.taken_over();
         if version < wire::IDLE_SINCE {
             self.connections.drain();
             return Ok(None);

@@ -152,9 +152,9 @@ fn unknown_names_are_refused_with_those_that_exist() {
         .assert_eq(&gone.to_string());
 }
 
-#[test]
-fn without_a_socket_for_it_no_successor_is_started() {
-    let refused = Scene::new(TWO, "").actions.upgrade();
+#[tokio::test]
+async fn without_a_socket_for_it_no_successor_is_started() {
+    let refused = Scene::new(TWO, "").actions.upgrade().await;
     assert!(matches!(refused, Err(ActionError::NoTakeover)));
 }
 

@@ -21,7 +21,8 @@ use crate::server::listeners::{BoundedConfig, BoundedConnections};
 /// Its name in errors.
 pub(crate) const NAME: &str = "admin socket";
 
-const LIMITS: BoundedConfig = BoundedConfig {
+/// The limits of the socket.
+pub(crate) const LIMITS: BoundedConfig = BoundedConfig {
     connections: ADMIN_SOCKET_MAX,
     lifetime: Duration::from_secs(30),
 };
@@ -34,14 +35,16 @@ pub(crate) struct SocketService<F> {
     /// Makes the application of a connection from this peer.
     app: F,
     socket: Option<OwnerSocket>,
+    connections: Arc<BoundedConnections>,
 }
 
 impl<F> SocketService<F> {
-    pub(crate) fn new(app: F, socket: OwnerSocket) -> Self {
+    pub(crate) fn new(app: F, socket: OwnerSocket, connections: Arc<BoundedConnections>) -> Self {
         tracing::info!(path = %socket.file().path().display(), "admin socket");
         Self {
             app,
             socket: Some(socket),
+            connections,
         }
     }
 }
@@ -66,10 +69,7 @@ where
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "cannot listen on the admin socket"),
         };
-        let (bounded, failures) = (
-            BoundedConnections::new(LIMITS),
-            ThrottledLog::new(Instant::now()),
-        );
+        let (bounded, failures) = (&self.connections, ThrottledLog::new(Instant::now()));
         let mut connections = JoinSet::new();
         // It stays open until the process exits.
         loop {
@@ -84,7 +84,7 @@ where
                         continue;
                     };
                     let serving = serve((self.app)(peer), stream, shutdown.clone());
-                    connections.spawn(Arc::clone(&bounded).run(serving));
+                    connections.spawn(Arc::clone(bounded).run(serving));
                 }
                 Err(error) => {
                     if let Some(times) = failures.note(Instant::now()) {

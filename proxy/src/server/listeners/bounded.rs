@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// The limits of a bounded listener.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,7 @@ pub(crate) struct BoundedConfig {
 pub(crate) struct BoundedConnections {
     config: BoundedConfig,
     open: Mutex<OpenConnections>,
+    serving: TaskTracker,
 }
 
 #[derive(Debug, Default)]
@@ -39,14 +41,21 @@ impl BoundedConnections {
         Arc::new(Self {
             config,
             open: Mutex::default(),
+            serving: TaskTracker::new(),
         })
     }
 
     /// Serves one connection until it ends, its lifetime is over, or it is closed in favour of a newer one.
     pub(crate) async fn run(self: Arc<Self>, serving: impl Future<Output = ()>) {
-        let guard = self.enter();
+        let (guard, _serving) = (self.enter(), self.serving.token());
         let serving = timeout(self.config.lifetime, serving);
         guard.closing.run_until_cancelled(serving).await;
+    }
+
+    /// Ready when no connection is open.
+    pub(crate) async fn wait_closed(&self) {
+        self.serving.close();
+        self.serving.wait().await;
     }
 
     fn enter(self: &Arc<Self>) -> BoundedGuard {
@@ -91,6 +100,7 @@ impl Drop for BoundedGuard {
 mod tests {
     use std::future::pending;
 
+    use futures_util::FutureExt;
     use tokio::task::JoinSet;
     use tokio::time::Instant;
 
@@ -120,6 +130,20 @@ mod tests {
         open.join_all().await;
         assert_eq!(started.elapsed(), CONFIG.lifetime);
         assert_eq!(bounded.open.lock().connections.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn open_connections_are_waited_for() {
+        let bounded = BoundedConnections::new(CONFIG);
+        bounded.wait_closed().await;
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let mut open = JoinSet::new();
+        open.spawn(Arc::clone(&bounded).run(async { drop(ended.await) }));
+        tokio::task::yield_now().await;
+        let mut closed = std::pin::pin!(bounded.wait_closed());
+        assert!((&mut closed).now_or_never().is_none());
+        drop(end);
+        closed.await;
     }
 
     #[tokio::test]

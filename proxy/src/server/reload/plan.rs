@@ -6,15 +6,17 @@ use serde::Serialize;
 
 use crate::balancer::pool::Pools;
 use crate::config::backend::BackendId;
-use crate::config::{BackendConfig, Config, DrainCause, PoolConfig};
+use crate::config::{BackendConfig, Config, PoolConfig};
 
 /// The changes from the configuration in use to another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Plan {
     /// The sections of the file that change.
     pub(crate) sections: Vec<&'static str>,
-    /// Changed settings that take effect only at the next start.
+    /// Changed settings that a running process cannot change.
     pub(crate) needs_restart: Vec<&'static str>,
+    /// Whether another process takes over for them, with the whole configuration. Otherwise they take effect at the next start.
+    pub(crate) hands_over: bool,
     /// The backends that are added, removed or changed.
     pub(crate) backends: Vec<BackendPlan>,
     /// How many open tunnels are closed.
@@ -61,9 +63,14 @@ fn backends(config: &Config) -> Backends<'_> {
     all.collect()
 }
 
-/// The changes of backends from `before` to `after`, both with the discovered ones, in the order of the files. `pools` are in use.
-pub(super) fn backend_plans(before: &Config, after: &Config, pools: &Pools) -> Vec<BackendPlan> {
-    let closes = after.drain.close_tunnels.contains(&DrainCause::Reload);
+/// The changes of backends from `before` to `after`, both with the discovered ones, in the order of the files. `pools` are in use;
+/// `closes` is whether the tunnels of backends that are not in service any more are closed.
+pub(super) fn backend_plans(
+    before: &Config,
+    after: &Config,
+    pools: &Pools,
+    closes: bool,
+) -> Vec<BackendPlan> {
     let (old, new) = (backends(before), backends(after));
     let plan = |pool: &PoolConfig, id: &BackendId, change, settings| {
         let ends = matches!(change, BackendChange::Removed | BackendChange::Moved);

@@ -559,7 +559,11 @@ fn a_plan_says_what_would_change_and_changes_nothing() {
         "{ id: n2, address: '127.0.0.1:2', weight: 3, backup: true }, { id: n3, address: '127.0.0.1:3' }",
         "drain: { close_tunnels: [reload] }\nthreads: 7\n",
     );
-    let plan = scene.components.reloader.plan(&after).unwrap();
+    let plan = scene
+        .components
+        .reloader
+        .plan(&after, ChangedBy::Restart)
+        .unwrap();
     let shown = serde_json::to_string_pretty(&plan).unwrap();
     expect_test::expect![[r#"
         {
@@ -571,6 +575,7 @@ fn a_plan_says_what_would_change_and_changes_nothing() {
           "needs_restart": [
             "threads"
           ],
+          "hands_over": false,
           "backends": [
             {
               "pool": "p",
@@ -614,17 +619,46 @@ fn a_plan_keeps_discovered_backends_as_the_reload_does() {
     let reloader = &scene.components.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
     find(&scene, N2);
-    assert_eq!(reloader.plan(&discovering("")).unwrap().backends, []);
+    assert_eq!(
+        reloader
+            .plan(&discovering(""), ChangedBy::Restart)
+            .unwrap()
+            .backends,
+        []
+    );
     for gone in [
         discovering(", allow: [10.0.0.0/8]"),
         discovering_at("redis://127.0.0.1:2", ""),
         config(N1),
     ] {
-        let plan = reloader.plan(&gone).unwrap().backends;
+        let plan = reloader.plan(&gone, ChangedBy::Restart).unwrap().backends;
         assert_eq!(plan.len(), 1);
         assert_eq!(
             (&*plan[0].backend, plan[0].change),
             ("n2", BackendChange::Removed)
         );
+    }
+}
+
+#[test]
+fn a_successor_takes_over_only_for_settings_that_a_running_process_cannot_change() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let (_entry, _count) = open(&scene, "n1");
+    let reloader = &scene.components.reloader;
+    for (more, hands_over, closed) in [
+        ("drain: { late: 1s }", false, 0),
+        // What the successor has no backend for stays with this process, which ends.
+        ("threads: 7", true, 1),
+        ("timeouts: { connect: 3s }", true, 1),
+        ("listeners: [{ address: '127.0.0.1:1' }]", true, 1),
+        ("takeover: { socket: /s }", true, 1),
+    ] {
+        let after = configured(N2, more);
+        let plan = reloader.plan(&after, ChangedBy::Successor).unwrap();
+        assert_eq!(plan.hands_over, hands_over, "{more}");
+        assert_eq!(plan.tunnels_closed, closed, "{more}");
+        let plan = reloader.plan(&after, ChangedBy::Restart).unwrap();
+        assert!(!plan.hands_over, "{more}");
+        assert_eq!(plan.tunnels_closed, 0, "{more}");
     }
 }

@@ -54,6 +54,16 @@ impl Messages {
         .await
     }
 
+    /// What two processes tell when one takes over, in any order: which is the main one, and that it is ready.
+    async fn successor(&self) -> Result<Successor> {
+        let mut both = [self.next().await?, self.next().await?];
+        both.sort();
+        let [main, ready] = &both;
+        let main = main.strip_prefix("MAINPID=").context("no other process")?;
+        ensure!(ready == "READY=1", "the successor is not ready: {ready}");
+        Ok(Successor(main.to_owned()))
+    }
+
     /// Sends SIGHUP and waits until the reload has ended.
     async fn reload(&self, process: &mut Process) -> Result<()> {
         process.signal(Signal::Hangup);
@@ -123,27 +133,53 @@ async fn an_upgrade_of_the_edge_tells_which_process_goes_on() -> Result<()> {
         .arg("upgrade")
         .output()?;
     ensure!(asked.status.success(), "{asked:?}");
-    // In any order: the messages are of two processes.
-    let mut both = [messages.next().await?, messages.next().await?];
-    both.sort();
-    let [main, ready] = &both;
-    let main = main.strip_prefix("MAINPID=").context("no other process")?;
-    let successor = Successor(main.to_owned());
-    ensure!(ready == "READY=1", "the successor is not ready: {ready}");
+    let successor = messages.successor().await?;
     // Its watchdog is its own, although that of the first was for another process.
     messages.alive().await?;
     let status = edge.process.exit(wait::SOON).await?;
     ensure!(status.success(), "{status}");
-    drop(successor);
-    ensure!(
-        messages.take().is_none_or(|it| it == "WATCHDOG=1"),
-        "the service stops"
-    );
+
+    // A reload for which a process takes over ends in the new one.
+    let file = scratch.path().join("edge.yaml");
+    let slower = settings.with("timeouts.connect", json!("3s"));
+    fs::write(file, slower.text())?;
+    successor.signal("HUP")?;
+    let begun = messages.next().await?;
+    ensure!(begun.starts_with("RELOADING=1\n"), "{begun}");
+    let third = messages.successor().await?;
+    ensure!(third.0 != successor.0, "the same process goes on");
+    messages.alive().await?;
+    wait::until("the end of the second process", wait::SOON, async || {
+        (!successor.is_running()).then_some(())
+    })
+    .await?;
+    drop(third);
+    while let Some(message) = messages.take() {
+        ensure!(message == "WATCHDOG=1", "the service stops: {message}");
+    }
     Ok(())
 }
 
 /// The id of a process that is not a child of this one, ended when this is dropped.
 struct Successor(String);
+
+impl Successor {
+    fn signal(&self, name: &str) -> Result<()> {
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &self.0])
+            .status()?;
+        ensure!(sent.success(), "{sent}");
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        std::path::Path::new("/proc")
+            .join(&self.0)
+            .join("fd")
+            .read_dir()
+            .is_ok_and(|mut it| it.next().is_some())
+    }
+}
 
 impl Drop for Successor {
     fn drop(&mut self) {

@@ -457,6 +457,14 @@ impl Stranger {
         });
         Ok(Self(found.await.with_context(|| process.tail())?))
     }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        let sent = SyncCommand::new("kill")
+            .args(["-s", name, &self.0.to_string()])
+            .status()?;
+        ensure!(sent.success(), "{sent}");
+        Ok(())
+    }
 }
 
 impl Drop for Stranger {
@@ -639,6 +647,180 @@ async fn what_an_operator_has_set_holds_in_the_new_process() -> Result<()> {
     let response = http::get(scene.edge.address, "/").await?;
     ensure!(response.status == 503, "{response:?}");
     Ok(())
+}
+
+/// An edge with a successor for each reload that needs one.
+struct Reloads {
+    scene: Scene,
+    /// All that were started.
+    successors: Vec<Stranger>,
+}
+
+impl Reloads {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    async fn start(name: &str) -> Result<Self> {
+        let token = |settings: Settings, _: &Path| settings.with("admin.token", json!(Self::TOKEN));
+        Ok(Self {
+            scene: Scene::start(name, token).await?,
+            successors: Vec::new(),
+        })
+    }
+
+    fn write(&self, settings: &Settings) -> Result<()> {
+        let file = self.scene.scratch.path().join("edge.yaml");
+        Ok(fs::write(file, settings.text())?)
+    }
+
+    /// Sends a request of an operator, and returns the status and the JSON of the response.
+    async fn act(&self, path: &str, body: Value) -> Result<(u16, Value)> {
+        let bearer = format!("Bearer {}", Self::TOKEN);
+        let headers = [("Authorization", &*bearer)];
+        let (admin, body) = (self.scene.edge.admin, body.to_string());
+        let response = http::request(admin, "POST", path, &headers, body.as_bytes()).await?;
+        Ok((response.status, serde_json::from_slice(&response.body)?))
+    }
+
+    /// Waits for the next successor to take over.
+    async fn taken_over(&mut self) -> Result<()> {
+        let log = || self.scene.edge.process.log();
+        let number = self.successors.len() + 1;
+        wait::until("a takeover", DEADLINE, async || {
+            (log().matches("takeover complete").count() == number).then_some(())
+        })
+        .await
+        .with_context(|| self.scene.edge.process.tail())?;
+        let successor = Stranger::of(&self.scene.edge.process).await?;
+        self.successors.push(successor);
+        Ok(())
+    }
+
+    /// The addresses on which the edge of this log has ever listened, the last one last.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let log = self.scene.edge.process.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let listening = lines.filter(|line| line["fields"]["listener"] == "edge");
+        listening
+            .filter_map(|line| line["fields"]["address"].as_str()?.parse().ok())
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn a_reload_hands_over_for_what_a_running_process_cannot_change() -> Result<()> {
+    let mut edge = Reloads::start("reload-successor").await?;
+    let first = edge.scene.edge.address;
+    let mut tunnel = Wire::Plain(first).tunnel().await?;
+    echo(&mut *tunnel, &frame(0, 0, 100)).await?;
+    let one = edge.scene.settings.clone();
+
+    // What it would do.
+    let both = json!([{ "address": "127.0.0.1:0" }, { "address": "127.0.0.2:0" }]);
+    let two = one.clone().with("listeners", both);
+    edge.write(&two)?;
+    let (status, plan) = edge.act("/reload", json!({ "dry_run": true })).await?;
+    ensure!(status == 200, "{plan}");
+    ensure!(plan["hands_over"] == true, "{plan}");
+    ensure!(plan["needs_restart"] == json!(["listeners"]), "{plan}");
+    ensure!(!edge.scene.edge.process.log().contains("successor started"));
+
+    // A listener more.
+    let (status, done) = edge.act("/reload", json!({})).await?;
+    ensure!(status == 200 && done["successor"] == "accepting", "{done}");
+    edge.taken_over().await?;
+    let second = *edge.addresses().last().context("it listens")?;
+    ensure!(second != first, "{second}");
+    ensure!(http::get(second, "/").await?.status == 200);
+    echo(&mut *tunnel, &frame(0, 1, 100)).await?;
+
+    // By the signal, and the listener is gone again.
+    edge.write(&one)?;
+    edge.successors[0].signal("HUP")?;
+    edge.taken_over().await?;
+    let refused = wait::until("the listener to close", DEADLINE, async || {
+        TcpStream::connect(second).await.is_err().then_some(())
+    });
+    refused.await?;
+    echo(&mut *tunnel, &frame(0, 2, 100)).await?;
+
+    // Timeouts, threads and the log, beside a backend that a running process could have changed, all of it in the new one.
+    let mut pools = one.get("pools").clone();
+    pools[0]["backends"][0]["weight"] = json!(7);
+    let all = one
+        .with("pools", pools)
+        .with("timeouts.keepalive", json!("1s"))
+        .with("threads", json!(1))
+        .with("log.access", json!("off"));
+    edge.write(&all)?;
+    let (status, done) = edge.act("/reload", json!({})).await?;
+    ensure!(status == 200, "{done}");
+    let needs = json!(["timeouts", "log", "threads"]);
+    ensure!(done["needs_restart"] == needs, "{done}");
+    edge.taken_over().await?;
+    echo(&mut *tunnel, &frame(0, 3, 100)).await?;
+    let backends = edge.scene.edge.backends().await?;
+    ensure!(backends[0]["weight"] == 7, "{backends}");
+    let mut idle = TcpStream::connect(first).await?;
+    timeout(DEADLINE, idle.read_to_end(&mut Vec::new())).await??;
+
+    // The same file once more changes nothing, and needs nobody.
+    let (status, done) = edge.act("/reload", json!({})).await?;
+    ensure!(status == 200 && done["hands_over"] == false, "{done}");
+    ensure!(
+        done["successor"].is_null() && done["sections"] == json!([]),
+        "{done}"
+    );
+    let started = edge.scene.edge.process.log();
+    ensure!(started.matches("successor started").count() == 3);
+    echo(&mut *tunnel, &frame(0, 4, 100)).await?;
+    tunnel.shutdown().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reload_for_which_no_successor_can_start_changes_nothing() -> Result<()> {
+    let mut edge = Reloads::start("reload-no-successor").await?;
+    let mut tunnel = Wire::Plain(edge.scene.edge.address).tunnel().await?;
+    let occupied = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let mut pools = edge.scene.settings.get("pools").clone();
+    pools[0]["backends"][0]["weight"] = json!(7);
+    let heavier = edge.scene.settings.clone().with("pools", pools);
+    let listeners = json!([{ "address": "127.0.0.1:0" }, { "address": occupied.local_addr()? }]);
+    edge.write(&heavier.clone().with("listeners", listeners))?;
+
+    let metric = async |value: &str| -> Result<bool> {
+        let page = http::get(edge.scene.edge.admin, "/metrics").await?.text();
+        Ok(page.contains(&format!("causeway_proxy_configuration_ok {value}\n")))
+    };
+    let (status, refused) = edge.act("/reload", json!({})).await?;
+    let why = refused["error"].as_str().unwrap_or_default();
+    ensure!(status == 503 && why.contains("listeners"), "{refused}");
+    ensure!(why.contains("ended before it took over"), "{refused}");
+    let log = edge.scene.edge.process.log();
+    ensure!(log.contains("cannot listen on"), "{log}");
+    ensure!(log.contains("configuration reload failed"), "{log}");
+    ensure!(metric("0").await?);
+    let backends = edge.scene.edge.backends().await?;
+    ensure!(backends[0]["weight"] == 1, "{backends}");
+    let (status, refused) = edge.act("/upgrade", json!({})).await?;
+    ensure!(status == 503, "{refused}");
+    echo(&mut *tunnel, &frame(0, 0, 100)).await?;
+    edge.scene.serves().await?;
+
+    // What this process can change needs no other one.
+    edge.write(&heavier)?;
+    let (status, done) = edge.act("/reload", json!({})).await?;
+    ensure!(status == 200 && done["hands_over"] == false, "{done}");
+    ensure!(metric("1").await?);
+    let backends = edge.scene.edge.backends().await?;
+    ensure!(backends[0]["weight"] == 7, "{backends}");
+
+    let (status, done) = edge.act("/upgrade", json!({})).await?;
+    ensure!(status == 200 && done["successor"] == "accepting", "{done}");
+    edge.taken_over().await?;
+    echo(&mut *tunnel, &frame(0, 1, 100)).await
 }
 
 /// A backend that responds to every request with its name.
